@@ -1,0 +1,84 @@
+// A backend is one constant table of function references: a missing or wrongly typed op does not compile.
+// kernels/cpu defines the table that specifies the results, kernels/cuda the fast one; both implement kernels/ops.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/ops.h"
+#include "kernels/weights.h"
+
+namespace spinfer {
+
+/// One device with its stream, thread pool, library handles and scratch memory. Defined by each backend.
+struct DeviceContext;
+
+struct DeviceOptions {
+  int ordinal = 0;             ///< which GPU; ignored on the CPU
+  int threads = 0;             ///< CPU threads; 0 = all cores this process may use
+  bool deterministic = false;  ///< results must not depend on what else is in the batch
+};
+
+struct DeviceInfo {
+  std::string name;
+  int64_t total_bytes = 0;     ///< device memory (CPU: RAM, or the control group's limit if lower)
+  int64_t free_bytes = 0;      ///< available now
+  int threads = 0;             ///< CPU threads; 0 on a GPU
+};
+
+struct Backend {
+  const char* name;  ///< "cpu", "cuda"
+
+  int (&device_count)();
+  /// Throws `Error` if the device cannot be used.
+  DeviceContext* (&open)(const DeviceOptions& options);
+  void (&close)(DeviceContext* context) noexcept;
+  DeviceInfo (&info)(DeviceContext& context);
+
+  /// Device memory, 256-byte aligned, not initialised. Throws `Error` naming the bytes asked for and free.
+  void* (&allocate)(DeviceContext& context, size_t bytes);
+  void (&release)(DeviceContext& context, void* memory) noexcept;
+  /// Host → device; the source may be reused on return.
+  void (&upload)(DeviceContext& context, void* device, const void* host, size_t bytes);
+  /// Device → host, after everything queued before; complete on return.
+  void (&download)(DeviceContext& context, void* host, const void* device, size_t bytes);
+  void (&fill_zero)(DeviceContext& context, void* device, size_t bytes);
+  void (&synchronize)(DeviceContext& context);
+
+  /// Makes a weight resident: uploads it, in the order `linear` wants. The CPU uses the host memory as it is.
+  /// `bias` is host memory [m] or null.
+  LinearWeight (&prepare_linear)(DeviceContext& context, const HostMatrix& matrix, const Half* bias);
+
+  void (&embed)(DeviceContext&, const EmbedArgs&);
+  void (&add_norm)(DeviceContext&, const AddNormArgs&);
+  void (&linear)(DeviceContext&, const LinearArgs&);
+  void (&rope_append)(DeviceContext&, const RopeAppendArgs&);
+  void (&attention)(DeviceContext&, const AttentionArgs&);
+  void (&gated_activation)(DeviceContext&, const GatedActivationArgs&);
+  void (&gather_rows)(DeviceContext&, const GatherRowsArgs&);
+  void (&logits)(DeviceContext&, const LogitsArgs&);
+  void (&sample)(DeviceContext&, const SampleArgs&);
+  void (&logprobs)(DeviceContext&, const LogprobsArgs&);
+
+  /// Joins contexts, one per rank in rank order, into a group; before, each is a group of its own. Call once.
+  void (&connect)(std::span<DeviceContext* const> ranks);
+  /// x[count] = sum over ranks, summed in rank order in fp32, rounded once. Every rank of the group calls it.
+  void (&all_reduce)(DeviceContext&, Half* x, int64_t count);
+  /// out[n][total] from each rank's shard[n][cols]: rank r's columns begin where rank r-1's end.
+  void (&all_gather_cols)(DeviceContext&, const float* shard, int n, int64_t cols, float* out, int64_t total);
+  /// Wakes every rank waiting in a collective with an `Error` naming `cause`; later collectives throw too.
+  void (&abort_group)(DeviceContext&, const char* cause) noexcept;
+};
+
+const Backend& cpu_backend();
+/// Null where the program was built without CUDA.
+const Backend* cuda_backend();
+/// "cpu", "cuda", or "auto" (CUDA if built in and a device is there). Throws `UsageError` for another name, `Error` if
+/// the backend asked for is not available.
+const Backend& select_backend(std::string_view name);
+
+}  // namespace spinfer

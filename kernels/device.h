@@ -1,0 +1,95 @@
+// Owning handles around a backend's device: Device (context) and DeviceArray (memory), with accounting by purpose.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "kernels/backend.h"
+
+namespace spinfer {
+
+enum class MemoryUse { weights, kv_cache, workspace, count_ };
+
+/// One opened device. Address-stable; DeviceArrays and LinearWeights must not outlive it.
+class Device {
+ public:
+  Device(const Backend& backend, const DeviceOptions& options)
+      : backend_(backend), context_(backend.open(options)) {}
+  ~Device() { backend_.close(context_); }
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  const Backend& ops() const { return backend_; }
+  DeviceContext& context() { return *context_; }
+  DeviceInfo info() { return backend_.info(*context_); }
+
+  /// Bytes now held for a purpose (weights are added by whoever prepares them), and the largest total seen.
+  int64_t bytes(MemoryUse use) const { return bytes_[size_t(use)]; }
+  int64_t peak_bytes() const { return peak_; }
+  void account(MemoryUse use, int64_t delta) {
+    bytes_[size_t(use)] += delta;
+    total_ += delta;
+    if (total_ > peak_) peak_ = total_;
+  }
+
+ private:
+  const Backend& backend_;
+  DeviceContext* context_;
+  std::array<int64_t, size_t(MemoryUse::count_)> bytes_{};
+  int64_t total_ = 0;
+  int64_t peak_ = 0;
+};
+
+/// `size` elements of T in device memory. Movable.
+template <class T>
+class DeviceArray {
+ public:
+  DeviceArray() = default;
+  DeviceArray(Device& device, int64_t size, MemoryUse use)
+      : device_(&device), size_(size), use_(use),
+        data_(size ? static_cast<T*>(device.ops().allocate(device.context(), size_t(size) * sizeof(T))) : nullptr) {
+    device.account(use, size * int64_t(sizeof(T)));
+  }
+  DeviceArray(DeviceArray&& other) noexcept { swap(other); }
+  DeviceArray& operator=(DeviceArray&& other) noexcept {
+    DeviceArray(std::move(other)).swap(*this);
+    return *this;
+  }
+  ~DeviceArray() {
+    if (!data_) return;
+    device_->ops().release(device_->context(), data_);
+    device_->account(use_, -size_ * int64_t(sizeof(T)));
+  }
+
+  T* data() const { return data_; }
+  int64_t size() const { return size_; }
+
+  /// The first `count` elements; host memory may be reused on return.
+  void upload(const T* host, int64_t count) {
+    if (count) device_->ops().upload(device_->context(), data_, host, size_t(count) * sizeof(T));
+  }
+  std::vector<T> download(int64_t count) const {
+    std::vector<T> host(static_cast<size_t>(count));
+    if (count) device_->ops().download(device_->context(), host.data(), data_, size_t(count) * sizeof(T));
+    return host;
+  }
+
+ private:
+  void swap(DeviceArray& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(size_, other.size_);
+    std::swap(use_, other.use_);
+    std::swap(data_, other.data_);
+  }
+  Device* device_ = nullptr;
+  int64_t size_ = 0;
+  MemoryUse use_ = MemoryUse::workspace;
+  T* data_ = nullptr;
+};
+
+}  // namespace spinfer

@@ -1,0 +1,1 @@
+#include "kernels/format/tca_bme.h"

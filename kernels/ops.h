@@ -1,0 +1,171 @@
+// The op contract: every operation a forward pass consists of, with shapes, types, rounding and accumulation.
+//
+// Activations are fp16 and token-major: x[n][k] is n tokens of k features. All accumulation is fp32, norms, softmax and
+// rotary angles are computed in fp32; a result is rounded to fp16 once, when it is stored (nearest even).
+// Pointers are device pointers of the backend that runs the op; scalars and structs live on the host. Outputs never
+// alias inputs unless said. n = 0 is legal and does nothing. Ops are queued in the order of the calls; results are
+// visible to the host after Backend::synchronize or download.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/half.h"
+#include "kernels/weights.h"
+
+namespace spinfer {
+
+enum class Activation { none, relu, gelu, gelu_tanh, silu };  ///< gelu is the erf form
+enum class NormKind { rms, layer };
+
+/// out[i] (+)= table[ids[i] + id_offset]. Token embedding, and OPT's learned positions (ids = positions, offset 2).
+struct EmbedArgs {
+  const int32_t* ids;     ///< [n]
+  int32_t id_offset = 0;
+  const Half* table;      ///< [rows][d]
+  int64_t rows;
+  int n;
+  int d;
+  bool accumulate = false;  ///< add to out (fp32 add, one rounding) instead of writing it
+  Half* out;                ///< [n][d]
+};
+
+/// h += delta (rounded to fp16: the residual stream), then out = norm(h)·gain + bias. Statistics from the rounded h.
+struct AddNormArgs {
+  Half* h;             ///< [n][d], updated where delta is given
+  const Half* delta;   ///< [n][d], or null
+  NormKind kind;
+  const Half* gain;    ///< [d]; null = 1
+  const Half* bias;    ///< [d], or null
+  float eps;
+  int n;
+  int d;
+  Half* out;           ///< [n][d]; may be h itself (post-norm), or null: only the addition
+};
+
+/// y = act(W·x + b) + residual.
+struct LinearArgs {
+  const Linear& w;
+  const Half* x;                          ///< [n][w.k]
+  int n;
+  Activation act = Activation::none;
+  const Half* residual = nullptr;         ///< [n][w.m], or null; may be y
+  Half* y;                                ///< [n][w.m]
+};
+
+/// Keys and values of one layer in the paged cache.
+struct KvLayer {
+  Half* k;  ///< [blocks][kv_heads][block_size][head_dim]
+  Half* v;  ///< [blocks][kv_heads][block_size][head_dim]
+};
+
+/// Rotates q and k of each token in place (pairs i, i + head_dim/2, as Hugging Face does) and stores k and v in the cache.
+struct RopeAppendArgs {
+  Half* qkv;                  ///< [n][(q_heads + 2·kv_heads)·head_dim]: q heads, k heads, v heads
+  const int32_t* positions;   ///< [n]
+  const int32_t* slots;       ///< [n], block · block_size + offset in the block; < 0: not stored (graph padding)
+  const float* inv_freq;      ///< [head_dim/2] radians per position, scaling included; null: no rotation
+  int n;
+  int q_heads;
+  int kv_heads;
+  int head_dim;
+  int block_size;
+  KvLayer kv;
+};
+
+/// Which tokens belong to which sequence. Token rows of a batch are grouped by sequence: sequence s owns rows
+/// [query_start[s], query_start[s+1]), which are its newest tokens; its cache holds context_len[s] tokens, these included.
+struct SequenceBatch {
+  int count = 0;                          ///< sequences
+  const int32_t* query_start = nullptr;   ///< [count + 1]
+  const int32_t* context_len = nullptr;   ///< [count]
+  const int32_t* block_table = nullptr;   ///< [count][max_blocks]: block of tokens [16 i, 16 i + 16)
+  int max_blocks = 0;
+  int max_query_len = 0;                  ///< host copies of the maxima, for choosing a launch
+  int max_context_len = 0;
+};
+
+/// Causal attention of each new token over its sequence's cache. GQA: q head h reads kv head h / (q_heads / kv_heads).
+struct AttentionArgs {
+  const Half* qkv;       ///< [n][(q_heads + 2·kv_heads)·head_dim]; only q is read, k and v come from the cache
+  SequenceBatch seqs;
+  KvLayer kv;
+  int n;
+  int q_heads;
+  int kv_heads;
+  int head_dim;
+  int block_size;
+  float scale;           ///< multiplies q·k
+  Half* out;             ///< [n][q_heads·head_dim]
+};
+
+/// out = act(gate) · up.
+struct GatedActivationArgs {
+  const Half* gate_up;   ///< [n][2·f]: gate, then up
+  int n;
+  int f;
+  Activation act;
+  Half* out;             ///< [n][f]
+};
+
+/// out[i] = src[rows[i]].
+struct GatherRowsArgs {
+  const Half* src;        ///< [..][d]
+  const int32_t* rows;    ///< [n]
+  int n;
+  int d;
+  Half* out;              ///< [n][d]
+};
+
+/// logits = W·x + b, fp32 result not rounded to fp16.
+struct LogitsArgs {
+  const Linear& w;
+  const Half* x;      ///< [n][w.k]
+  int n;
+  float* logits;      ///< [n][w.m]
+};
+
+/// How one row is sampled. Order: repetition penalty → temperature → top-k → top-p → min-p → draw.
+/// The draw is a function of (seed, step) alone, so it does not depend on what else is in the batch.
+struct SampleRow {
+  float temperature = 0;      ///< 0: greedy (lowest id wins a tie)
+  int32_t top_k = 0;          ///< 0: off
+  float top_p = 1;            ///< smallest set of most probable tokens whose mass reaches top_p
+  float min_p = 0;            ///< drop tokens below min_p · the largest probability
+  float repeat_penalty = 1;   ///< logits of seen tokens: divided if positive, multiplied if negative
+  int32_t seen_begin = 0;     ///< the row's distinct earlier tokens: SampleArgs::seen[seen_begin, seen_end)
+  int32_t seen_end = 0;
+  uint32_t step = 0;          ///< index of the token in its output
+  uint64_t seed = 0;
+};
+
+struct SampleArgs {
+  const float* logits;      ///< [n][vocab]; not changed
+  int n;
+  int vocab;
+  const SampleRow* rows;    ///< [n]
+  const int32_t* seen;      ///< see SampleRow; null if no row has a penalty
+  int32_t* ids;             ///< out [n]
+};
+
+/// Natural-log probabilities under softmax(logits), before penalties and temperature.
+struct LogprobsArgs {
+  const float* logits;      ///< [n][vocab]
+  int n;
+  int vocab;
+  const int32_t* targets;   ///< [n]; < 0: skipped, 0 is written. null: none
+  float* target_logprobs;   ///< out [n], or null
+  int top = 0;              ///< how many of the most probable to list; lower id first among equals
+  int32_t* top_ids;         ///< out [n][top], best first; null if top = 0
+  float* top_logprobs;      ///< out [n][top]
+};
+
+/// The uniform draw in [0, 1) that sampling uses: the same on every backend. SplitMix64 of (seed, step).
+constexpr float sample_uniform(uint64_t seed, uint32_t step) {
+  uint64_t z = seed + 0x9e3779b97f4a7c15ull * (uint64_t{step} + 1);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  z ^= z >> 31;
+  return float(z >> 40) * 0x1p-24f;
+}
+
+}  // namespace spinfer

@@ -1,0 +1,108 @@
+#include "kernels/thread_pool.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace spinfer {
+namespace {
+
+int usable_cores() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+  return int(std::thread::hardware_concurrency());
+}
+
+}  // namespace
+
+struct ThreadPool::State {
+  std::mutex mutex;
+  std::condition_variable work_ready, work_done;
+  const std::function<void(int, int)>* body = nullptr;
+  uint64_t generation = 0;  // counts calls of run(); a worker takes part once in each
+  int running = 0;
+  bool stopping = false;
+  std::exception_ptr error;
+  std::vector<std::thread> workers;
+};
+
+ThreadPool::ThreadPool(int threads)
+    : threads_(threads > 0 ? threads : std::max(1, usable_cores())), state_(std::make_unique<State>()) {
+  for (int t = 1; t < threads_; ++t) {
+    state_->workers.emplace_back([this, t] {
+      State& s = *state_;
+      uint64_t seen = 0;
+      std::unique_lock lock(s.mutex);
+      while (true) {
+        s.work_ready.wait(lock, [&] { return s.stopping || s.generation != seen; });
+        if (s.stopping) return;
+        seen = s.generation;
+        const auto* body = s.body;
+        lock.unlock();
+        std::exception_ptr error;
+        try {
+          (*body)(t, threads_);
+        } catch (...) {
+          error = std::current_exception();
+        }
+        lock.lock();
+        if (error && !s.error) s.error = error;
+        if (--s.running == 0) s.work_done.notify_one();
+      }
+    });
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard lock(state_->mutex);
+    state_->stopping = true;
+  }
+  state_->work_ready.notify_all();
+  for (auto& worker : state_->workers) worker.join();
+}
+
+void ThreadPool::run(const std::function<void(int, int)>& body) {
+  if (threads_ == 1) return body(0, 1);
+  State& s = *state_;
+  {
+    std::lock_guard lock(s.mutex);
+    s.body = &body;
+    s.error = nullptr;
+    s.running = threads_ - 1;
+    ++s.generation;
+  }
+  s.work_ready.notify_all();
+  std::exception_ptr error;
+  try {
+    body(0, threads_);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  std::unique_lock lock(s.mutex);
+  s.work_done.wait(lock, [&] { return s.running == 0; });
+  s.body = nullptr;
+  if (error) std::rethrow_exception(error);
+  if (s.error) std::rethrow_exception(s.error);
+}
+
+void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t)>& body) {
+  if (count <= 0) return;
+  std::atomic<int64_t> next{0};
+  run([&](int, int) {
+    try {
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(i);
+    } catch (...) {
+      next.store(count, std::memory_order_relaxed);
+      throw;
+    }
+  });
+}
+
+}  // namespace spinfer
