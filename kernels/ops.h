@@ -126,6 +126,12 @@ struct LogitsArgs {
 
 /// How one row is sampled. Order: repetition penalty → temperature → top-k → top-p → min-p → draw.
 /// The draw is a function of (seed, step) alone, so it does not depend on what else is in the batch.
+/// In full, with l the penalised logits: w[i] = exp((l[i] - max l) / temperature). top-k keeps the k largest l (lower id
+/// first among equals). top-p walks those from the largest (lower id first among equals) and keeps the shortest prefix
+/// whose sum of w reaches top_p · the sum of all w that top-k kept. min-p then keeps w ≥ min_p; the largest always stays.
+/// The draw walks the kept tokens by ascending id and takes the first whose running sum of w exceeds
+/// sample_uniform(seed, step) · the sum over all kept.
+/// A row with NaN or +infinity, or without any finite logit, is an error: the CPU throws `Error` naming the row.
 struct SampleRow {
   float temperature = 0;      ///< 0: greedy (lowest id wins a tie)
   int32_t top_k = 0;          ///< 0: off
