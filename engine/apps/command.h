@@ -1,0 +1,15 @@
+// A subcommand: adds its flags to the program and says what to run. Each lives in its own file of this
+// folder.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace spinfer {
+
+// Each registers one subcommand whose callback does the work and throws on failure.
+void add_tokenize(CLI::App& app);
+void add_detokenize(CLI::App& app);
+void add_generate(CLI::App& app);
+void add_score(CLI::App& app);
+
+}  // namespace spinfer

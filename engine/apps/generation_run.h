@@ -1,0 +1,51 @@
+// Runs a set of prompts through an engine to the end and measures it. Used by `generate` and the benchmarks.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+
+namespace spinfer {
+
+struct Prompt {
+  std::vector<int32_t> ids;
+  SamplingParams params;
+};
+
+struct Generation {
+  std::vector<int32_t> ids;  ///< new tokens, end-of-text not among them
+  std::string text;
+  std::vector<TokenLogprob> logprobs;  ///< one per id if asked for
+  FinishReason finish = FinishReason::none;
+};
+
+/// Wall times of a run, all requests arriving together.
+struct GenerationTimes {
+  double ttft_ms = 0;         ///< time to first token, mean over requests
+  double tpot_ms_median = 0;  ///< time per output token after the first: percentiles over the decode steps
+  double tpot_ms_p90 = 0;
+  double tpot_ms_p99 = 0;
+  double tokens_per_s = 0;  ///< new tokens of all requests over the whole time
+  double seconds = 0;
+  int64_t prompt_tokens = 0;
+  int64_t new_tokens = 0;
+  std::vector<double> step_ms;  ///< each decode-only step
+};
+
+struct GenerationRun {
+  std::vector<Generation> outputs;  ///< one per prompt, in order
+  GenerationTimes times;
+};
+
+/// `on_text(prompt index, text)` streams; may be empty. Throws `Error` with the cause if a request fails,
+/// `Interrupted` after SIGINT.
+GenerationRun run_prompts(Engine& engine, const std::vector<Prompt>& prompts,
+                          const std::function<void(size_t prompt, const std::string& text)>& on_text = {});
+
+/// The q-quantile (0…1) by linear interpolation; 0 of nothing.
+double quantile(std::vector<double> values, double q);
+
+}  // namespace spinfer

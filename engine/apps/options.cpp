@@ -1,0 +1,146 @@
+#include "engine/apps/options.h"
+
+#include <spdlog/spdlog.h>
+
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <limits>
+
+#include "kernels/check.h"
+#include "models/config.h"
+
+namespace spinfer {
+
+CLI::Validator number_in(double low, double high, const std::string& range, bool low_exclusive) {
+  return CLI::Validator(
+      [=](std::string& text) -> std::string {
+        double value = 0;
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+        const bool parsed = error == std::errc() && end == text.data() + text.size() && std::isfinite(value);
+        if (parsed && (low_exclusive ? value > low : value >= low) && value <= high) return {};
+        return fmt::format("'{}' is not a number in {}", text, range);
+      },
+      range);
+}
+
+void CommonFlags::add_to(CLI::App& command, Model requirement) {
+  auto* option =
+      command.add_option("-m,--model", model, "model directory (Hugging Face layout, dense or packed)");
+  if (requirement == Model::required) option->required();
+  command.add_option("--device", device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  command.add_option("--tp,--tensor-parallel", tensor_parallel, "tensor-parallel ranks (also typed -tp N)")
+      ->check(number_in(1, 64, "1…64"))
+      ->capture_default_str();
+  command.add_option("-t,--threads", threads, "CPU threads; 0 = all cores")
+      ->check(number_in(0, 1024, "0…1024"))
+      ->capture_default_str();
+  command.add_option("--seed", seed, "seed of random draws")->check(number_in(0, 0x1p63, "0…2^63"));
+  command.add_option("--log-level", log_level, "trace, debug, info, warn, error or off")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
+      ->capture_default_str();
+  command.add_flag("--json", json, "print one JSON document on stdout and nothing else");
+  command.add_flag("--deterministic", deterministic, "same tokens whatever else is in the batch");
+}
+
+EngineOptions CommonFlags::engine_options() const {
+  spdlog::set_level(spdlog::level::from_str(log_level));
+  EngineOptions options;
+  options.model = model;
+  options.device = device;
+  options.tensor_parallel = tensor_parallel;
+  options.threads = threads;
+  options.deterministic = deterministic;
+  options.seed = seed.value_or(0);
+  return options;
+}
+
+void CapacityFlags::add_to(CLI::App& command) {
+  const auto positive = number_in(1, 1 << 20, "1…1048576");
+  command.add_option("--max-num-seqs", max_num_seqs, "requests running at once")
+      ->check(positive)
+      ->capture_default_str();
+  command.add_option("--max-num-batched-tokens", max_num_batched_tokens, "tokens of one step")
+      ->check(positive)
+      ->capture_default_str();
+  command.add_option("--max-model-len", max_model_len, "longest sequence; 0 = the model's")
+      ->check(number_in(0, 1 << 24, "0…16777216"));
+  command.add_option("--gpu-memory-utilization", gpu_memory_utilization, "share of GPU memory to use")
+      ->check(number_in(0, 1, "(0, 1]", true))
+      ->capture_default_str();
+  command.add_option("--kv-cache-memory", kv_cache_memory, "bytes of KV cache; 0 = what is left")
+      ->check(number_in(0, 0x1p50, "0…2^50"));
+  command.add_option("--num-kv-blocks", num_kv_blocks, "blocks of KV cache; 0 = from the bytes")
+      ->check(number_in(0, 0x1p31, "0…2^31"));
+  command.add_option("--block-size", block_size, "tokens of a KV block")
+      ->check(CLI::IsMember({16}))
+      ->capture_default_str();
+  command.add_flag("--no-prefix-caching", no_prefix_caching, "do not share blocks of equal prefixes");
+}
+
+void CapacityFlags::apply(EngineOptions& options) const {
+  options.max_num_seqs = max_num_seqs;
+  options.max_num_batched_tokens = max_num_batched_tokens;
+  options.max_model_len = max_model_len;
+  options.gpu_memory_utilization = gpu_memory_utilization;
+  options.kv_cache_bytes = kv_cache_memory;
+  options.num_kv_blocks = num_kv_blocks;
+  options.block_size = block_size;
+  options.prefix_caching = !no_prefix_caching;
+}
+
+std::string read_text(const std::string& path) {
+  constexpr size_t kMaxBytes = size_t{1} << 30;
+  std::ifstream file;
+  if (path != "-") {
+    check(std::filesystem::is_regular_file(path) || std::filesystem::is_fifo(path) ||
+              std::filesystem::is_character_file(path),
+          "{}: no such file", path);
+    file.open(path, std::ios::binary);
+    check(file.good(), "{}: cannot be read", path);
+  }
+  std::istream& in = path == "-" ? std::cin : file;
+  std::string text;
+  char buffer[1 << 16];
+  while (in.read(buffer, sizeof(buffer)) || in.gcount() > 0) {
+    text.append(buffer, size_t(in.gcount()));
+    check(text.size() <= kMaxBytes, "{}: larger than 1 GiB", path == "-" ? "stdin" : path);
+  }
+  check(!in.bad(), "{}: reading failed", path == "-" ? "stdin" : path);
+  return text;
+}
+
+std::vector<int32_t> parse_ids(std::string_view text, std::string_view what) {
+  constexpr std::string_view kSeparators = ", \t\r\n";
+  std::vector<int32_t> ids;
+  size_t begin = text.find_first_not_of(kSeparators);
+  while (begin != std::string_view::npos) {
+    const size_t end = std::min(text.find_first_of(kSeparators, begin), text.size());
+    const std::string_view item = text.substr(begin, end - begin);
+    int32_t id = 0;
+    const auto [stop, error] = std::from_chars(item.data(), item.data() + item.size(), id);
+    if (error != std::errc() || stop != item.data() + item.size() || id < 0) {
+      throw UsageError(fmt::format("{}: '{}' is not a token id (a whole number from 0 to {})", what,
+                                   item.substr(0, 40), std::numeric_limits<int32_t>::max()));
+    }
+    ids.push_back(id);
+    begin = text.find_first_not_of(kSeparators, end);
+  }
+  return ids;
+}
+
+Tokenizer load_tokenizer(const std::filesystem::path& dir) {
+  const ModelConfig config = load_config(dir);
+  TokenizerHints hints;
+  hints.model_type = config.model_type;
+  hints.vocab_size = int32_t(config.vocab_size);
+  hints.bos_id = config.bos_id;
+  hints.eos_ids = config.eos_ids;
+  return Tokenizer::load(dir, hints);
+}
+
+}  // namespace spinfer

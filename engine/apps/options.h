@@ -1,0 +1,60 @@
+// Flags that several subcommands share, and strict checks of their values.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/engine.h"
+
+namespace spinfer {
+
+/// The common flags of CLI.md.
+struct CommonFlags {
+  std::string model;
+  std::string device = "auto";
+  int tensor_parallel = 1;
+  int threads = 0;
+  std::optional<uint64_t> seed;
+  std::string log_level = "warn";
+  bool json = false;
+  bool deterministic = false;
+
+  enum class Model { required, optional };
+  void add_to(CLI::App& command, Model model);
+  /// Sets the log level and returns the engine's options; `progress` is not set.
+  EngineOptions engine_options() const;
+};
+
+/// Flags that size the engine: batch, context, KV cache.
+struct CapacityFlags {
+  int max_num_seqs = 256;
+  int max_num_batched_tokens = 8192;
+  int64_t max_model_len = 0;
+  double gpu_memory_utilization = 0.9;
+  int64_t kv_cache_memory = 0;
+  int64_t num_kv_blocks = 0;
+  int block_size = 16;
+  bool no_prefix_caching = false;
+
+  void add_to(CLI::App& command);
+  void apply(EngineOptions& options) const;
+};
+
+/// A validator for CLI11: a number in [low, high], NaN excluded. `range` is what the message calls legal.
+CLI::Validator number_in(double low, double high, const std::string& range, bool low_exclusive = false);
+
+/// The whole of a file, or of stdin for "-". Throws `Error` naming the path. At most 1 GiB.
+std::string read_text(const std::string& path);
+
+/// Ids separated by commas or white space. Throws `UsageError` naming `what` and the bad item.
+std::vector<int32_t> parse_ids(std::string_view text, std::string_view what);
+
+/// The tokenizer of a model directory, with the hints its config.json gives.
+Tokenizer load_tokenizer(const std::filesystem::path& dir);
+
+}  // namespace spinfer

@@ -1,0 +1,130 @@
+#include "engine/apps/report.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+namespace spinfer {
+namespace {
+
+/// Weight bytes one decode step reads, per second of the median step.
+double effective_gb_per_s(const RunReport& report) {
+  if (report.times.tpot_ms_median <= 0) return 0;
+  return double(report.memory.weights_bytes) / (report.times.tpot_ms_median * 1e6);
+}
+
+/// 100 % = the step takes no longer than reading the weights once at the measured read bandwidth.
+double byte_floor_percent(const RunReport& report) {
+  return report.read_gb_per_s > 0 ? 100 * effective_gb_per_s(report) / report.read_gb_per_s : 0;
+}
+
+}  // namespace
+
+std::string human_bytes(int64_t bytes) {
+  const char* units[] = {"B", "kB", "MB", "GB", "TB"};
+  double value = double(bytes);
+  int unit = 0;
+  while (value >= 1000 && unit < 4) {
+    value /= 1000;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.2f} {}", value, units[unit]);
+}
+
+double decode_speedup(const RunReport& sparse, const RunReport& dense) {
+  return sparse.times.tpot_ms_median > 0 ? dense.times.tpot_ms_median / sparse.times.tpot_ms_median : 0;
+}
+
+nlohmann::json timings_json(const RunReport& report) {
+  const GenerationTimes& t = report.times;
+  return {{"ttft_ms", t.ttft_ms},
+          {"tpot_ms", t.tpot_ms_median},
+          {"tpot_ms_p90", t.tpot_ms_p90},
+          {"tpot_ms_p99", t.tpot_ms_p99},
+          {"tokens_per_s", t.tokens_per_s},
+          {"seconds", t.seconds},
+          {"prompt_tokens", t.prompt_tokens},
+          {"new_tokens", t.new_tokens}};
+}
+
+nlohmann::json memory_json(const RunReport& report) {
+  const MemoryReport& m = report.memory;
+  return {{"parameters", m.parameters},
+          {"sparsity", m.sparsity},
+          {"sparse_linears", m.sparse_linears},
+          {"dense_linears", m.dense_linears},
+          {"weights_dense_bytes", m.weights_dense_bytes},
+          {"weights_packed_bytes", m.weights_packed_bytes},
+          {"weights_bytes", m.weights_bytes},
+          {"kv_bytes", m.kv_bytes},
+          {"workspace_bytes", m.workspace_bytes},
+          {"peak_bytes", m.peak_bytes}};
+}
+
+nlohmann::json latency_json(const RunReport& report) {
+  nlohmann::json column = memory_json(report);
+  column.update(timings_json(report));
+  column.erase("tpot_ms");
+  column["tpot_ms_median"] = report.times.tpot_ms_median;
+  column["step_ms"] = report.times.step_ms;
+  column["gbps"] = effective_gb_per_s(report);
+  if (report.read_gb_per_s > 0) column["floor_pct"] = byte_floor_percent(report);
+  return column;
+}
+
+std::string report_table(const RunReport& sparse, const std::optional<RunReport>& dense) {
+  std::string table;
+  const auto row = [&](const char* label, const auto& value) {
+    const std::string first = value(sparse);
+    table += fmt::format("  {:<28}{:>14}", label, first);
+    if (dense) table += fmt::format("{:>14}", value(*dense));
+  };
+  const auto text_row = [&](const char* label, const auto& value) {
+    row(label, value);
+    table += '\n';
+  };
+  // `better` is the gain of the sparse run: dense/sparse where less is better, sparse/dense where more is.
+  const auto ratio_row = [&](const char* label, const auto& number, const auto& show, bool less_is_better) {
+    row(label, [&](const RunReport& r) -> std::string { return show(number(r)); });
+    if (dense) {
+      const double a = double(number(sparse)), b = double(number(*dense));
+      if (a > 0 && b > 0) table += fmt::format("{:>9.2f}x", less_is_better ? b / a : a / b);
+    }
+    table += '\n';
+  };
+  const auto bytes = [](int64_t b) { return human_bytes(b); };
+  const auto ms = [](double v) { return fmt::format("{:.2f} ms", v); };
+
+  if (dense) table += fmt::format("  {:<28}{:>14}{:>14}{:>10}\n", "", "sparse", "dense", "gain");
+  text_row("parameters",
+           [](const RunReport& r) { return fmt::format("{:.2f} M", double(r.memory.parameters) / 1e6); });
+  text_row("zeros in linear weights",
+           [](const RunReport& r) { return fmt::format("{:.1f} %", r.memory.sparsity * 100); });
+  text_row("linears sparse / dense", [](const RunReport& r) {
+    return fmt::format("{} / {}", r.memory.sparse_linears, r.memory.dense_linears);
+  });
+  text_row("weights as dense fp16", [&](const RunReport& r) { return bytes(r.memory.weights_dense_bytes); });
+  text_row("weights as TCA-BME", [&](const RunReport& r) { return bytes(r.memory.weights_packed_bytes); });
+  ratio_row(
+      "weights on the device", [](const RunReport& r) { return r.memory.weights_bytes; }, bytes, true);
+  text_row("KV cache", [&](const RunReport& r) { return bytes(r.memory.kv_bytes); });
+  text_row("workspace", [&](const RunReport& r) { return bytes(r.memory.workspace_bytes); });
+  ratio_row(
+      "peak", [](const RunReport& r) { return r.memory.peak_bytes; }, bytes, true);
+  ratio_row(
+      "time to first token", [](const RunReport& r) { return r.times.ttft_ms; }, ms, true);
+  ratio_row(
+      "time per output token", [](const RunReport& r) { return r.times.tpot_ms_median; }, ms, true);
+  ratio_row(
+      "throughput", [](const RunReport& r) { return r.times.tokens_per_s; },
+      [](double v) { return fmt::format("{:.1f} tok/s", v); }, false);
+  text_row("weight bytes read",
+           [](const RunReport& r) { return fmt::format("{:.2f} GB/s", effective_gb_per_s(r)); });
+  if (sparse.read_gb_per_s > 0) {
+    text_row("share of the byte floor",
+             [](const RunReport& r) { return fmt::format("{:.0f} %", byte_floor_percent(r)); });
+  }
+  return table;
+}
+
+}  // namespace spinfer

@@ -1,0 +1,50 @@
+#include "engine/apps/sampling_flags.h"
+
+#include "engine/apps/options.h"
+#include "kernels/check.h"
+
+namespace spinfer {
+
+void SamplingFlags::add_to(CLI::App& command) {
+  command.add_option("-n,--max-tokens", max_tokens, "tokens to generate at most")
+      ->check(number_in(1, 1 << 24, "1…16777216"))
+      ->capture_default_str();
+  command.add_option("--temp,--temperature", temperature, "0 = greedy")
+      ->check(number_in(0, 100, "0…100"))
+      ->capture_default_str();
+  command.add_option("--top-k", top_k, "0 = off")
+      ->check(number_in(0, 1 << 24, "0…16777216"))
+      ->capture_default_str();
+  command.add_option("--top-p", top_p, "1 = off")
+      ->check(number_in(0, 1, "(0, 1]", true))
+      ->capture_default_str();
+  command.add_option("--min-p", min_p, "0 = off")->check(number_in(0, 1, "[0, 1]"))->capture_default_str();
+  command.add_option("--repeat-penalty", repeat_penalty, "1 = off")
+      ->check(number_in(0, 1000, "(0, 1000]", true))
+      ->capture_default_str();
+  command.add_option("--stop", stop, "end before this text; may be given several times")
+      ->allow_extra_args(false);
+  command.add_flag("--ignore-eos", ignore_eos, "go on past the end-of-text token");
+  command.add_option("--logprobs", logprobs, "log-probability of each token and of this many alternatives")
+      ->check(number_in(0, 100, "0…100"));
+}
+
+SamplingParams SamplingFlags::params(std::optional<uint64_t> seed) const {
+  for (const std::string& text : stop) {
+    if (text.empty()) throw UsageError("--stop: must not be empty");
+  }
+  SamplingParams params;
+  params.max_tokens = max_tokens;
+  params.temperature = float(temperature);
+  params.top_k = top_k;
+  params.top_p = float(top_p);
+  params.min_p = float(min_p);
+  params.repeat_penalty = float(repeat_penalty);
+  params.seed = seed;
+  params.stop = stop;
+  params.ignore_eos = ignore_eos;
+  params.logprobs = logprobs;
+  return params;
+}
+
+}  // namespace spinfer
