@@ -11,5 +11,11 @@ void add_tokenize(CLI::App& app);
 void add_detokenize(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_score(CLI::App& app);
+void add_pack(CLI::App& app);
+void add_prune(CLI::App& app);
+void add_perplexity(CLI::App& app);
+void add_inspect(CLI::App& app);
+// Below `bench`.
+void add_bench_latency(CLI::App& bench);
 
 }  // namespace spinfer

@@ -68,6 +68,13 @@ int main(int argc, char** argv) {
   app.failure_message(CLI::FailureMessage::simple);
   spinfer::add_generate(app);
   spinfer::add_score(app);
+  spinfer::add_pack(app);
+  spinfer::add_prune(app);
+  spinfer::add_perplexity(app);
+  spinfer::add_inspect(app);
+  CLI::App* bench = app.add_subcommand("bench", "measure kernels and whole runs");
+  bench->require_subcommand(1);
+  spinfer::add_bench_latency(*bench);
   spinfer::add_tokenize(app);
   spinfer::add_detokenize(app);
 
