@@ -1,0 +1,116 @@
+// Slices and stacks at tile borders: bitmaps and values are copied or shared as they are, offsets are
+// rebased.
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "kernels/check.h"
+#include "kernels/format/tca_bme.h"
+#include "kernels/format/tca_bme_arrays.h"
+
+namespace spinfer {
+namespace {
+
+using format::TcaBmeArrays;
+
+void check_range(const char* what, int64_t begin, int64_t end, int64_t size) {
+  const auto is_border = [size](int64_t at) { return at % kGroupTile == 0 || at == size; };
+  check(0 <= begin && begin <= end && end <= size && is_border(begin) && is_border(end),
+        "{} [{}, {}) cannot be cut from {}: the bounds must be multiples of {} or the end", what, begin, end,
+        size, kGroupTile);
+}
+
+/// Copies tiles [first, first + count) of `source` to `target`, where they begin at tile `to` and value
+/// `value`. Returns the value after them. Offsets are written for the tiles' beginnings, not for the end.
+int64_t copy_tiles(const TcaBmeView& source, int64_t first, int64_t count, TcaBmeArrays& target, int64_t to,
+                   int64_t value) {
+  const int64_t begin = source.offset(first), end = source.offset(first + count);
+  std::copy_n(source.bitmaps + first * kBitmapsPerGroupTile, count * kBitmapsPerGroupTile,
+              target.bitmaps() + to * kBitmapsPerGroupTile);
+  std::copy_n(source.values + begin, end - begin, target.values() + value);
+  for (int64_t i = 0; i < count; ++i) target.set_offset(to + i, source.offset(first + i) - begin + value);
+  return value + end - begin;
+}
+
+}  // namespace
+
+TcaBmeMatrix slice_rows(const TcaBmeMatrix& matrix, int64_t begin, int64_t end) {
+  const TcaBmeView& w = matrix.view();
+  check_range("rows", begin, end, w.m);
+  const int64_t tile_cols = group_tiles(w.k);
+  const int64_t first = group_tiles(begin) * tile_cols, tiles = group_tiles(end - begin) * tile_cols;
+  // The tiles lie together, so the slice shares bitmaps and values with the matrix; only its offsets are its
+  // own.
+  struct Shared {
+    std::shared_ptr<const void> matrix;
+    std::vector<uint32_t> offsets32;
+    std::vector<uint64_t> offsets64;
+  };
+  auto shared = std::make_shared<Shared>();
+  shared->matrix = matrix.storage();
+  const int64_t origin = w.offset(first);
+  TcaBmeView slice{end - begin, w.k, w.offset(first + tiles) - origin,
+                   w.bitmaps + first * kBitmapsPerGroupTile, w.values + origin};
+  const auto rebase = [&](auto& offsets) {
+    offsets.resize(size_t(tiles) + 1);
+    for (int64_t i = 0; i <= tiles; ++i) offsets[size_t(i)] = w.offset(first + i) - origin;
+    return offsets.data();
+  };
+  if (fits_offsets32(slice.nonzeros)) {
+    slice.offsets32 = rebase(shared->offsets32);
+  } else {
+    slice.offsets64 = rebase(shared->offsets64);
+  }
+  return {slice, std::move(shared)};
+}
+
+TcaBmeMatrix slice_cols(const TcaBmeMatrix& matrix, int64_t begin, int64_t end) {
+  const TcaBmeView& w = matrix.view();
+  check_range("columns", begin, end, w.k);
+  const int64_t tile_rows = group_tiles(w.m), tile_cols = group_tiles(w.k);
+  const int64_t first_col = group_tiles(begin), cols = group_tiles(end - begin);
+  int64_t nonzeros = 0;
+  for (int64_t r = 0; r < tile_rows; ++r) {
+    nonzeros += w.offset(r * tile_cols + first_col + cols) - w.offset(r * tile_cols + first_col);
+  }
+  TcaBmeArrays slice(w.m, end - begin, nonzeros);
+  int64_t value = 0;
+  for (int64_t r = 0; r < tile_rows; ++r) {
+    value = copy_tiles(w, r * tile_cols + first_col, cols, slice, r * cols, value);
+  }
+  slice.set_offset(tile_rows * cols, value);
+  return std::move(slice).finish();
+}
+
+TcaBmeMatrix stack_rows(std::span<const TcaBmeMatrix> parts, ThreadPool& pool) {
+  check(!parts.empty(), "stack_rows: no matrices given");
+  int64_t m = 0, nonzeros = 0;
+  bool aligned = true;  // no part but the last ends inside a tile
+  for (const TcaBmeMatrix& part : parts) {
+    check(part.view().k == parts[0].view().k, "stack_rows: matrices of {} and {} columns do not stack",
+          parts[0].view().k, part.view().k);
+    aligned = aligned && m % kGroupTile == 0;
+    m += part.view().m;
+    nonzeros += part.view().nonzeros;
+  }
+  const int64_t k = parts[0].view().k;
+  if (!aligned) {
+    const std::shared_ptr<Half[]> dense = format::allocate_array<Half>(m * k);
+    int64_t row = 0;
+    for (const TcaBmeMatrix& part : parts) {
+      decode(part.view(), dense.get() + row * k, pool);
+      row += part.view().m;
+    }
+    return encode({m, k, dense.get(), nullptr}, pool);
+  }
+  TcaBmeArrays stack(m, k, nonzeros);
+  int64_t tile = 0, value = 0;
+  for (const TcaBmeMatrix& part : parts) {
+    value = copy_tiles(part.view(), 0, part.view().tiles(), stack, tile, value);
+    tile += part.view().tiles();
+  }
+  stack.set_offset(tile, value);
+  return std::move(stack).finish();
+}
+
+}  // namespace spinfer
