@@ -1,0 +1,125 @@
+#include "kernels/cuda/context.h"
+
+#include "kernels/check.h"
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/dense_linear.h"
+
+namespace spinfer::cuda {
+namespace {
+
+GpuFacts facts_of(const cudaDeviceProp& properties) {
+  GpuFacts facts;
+  facts.sm_count = properties.multiProcessorCount;
+  facts.compute_capability = properties.major * 10 + properties.minor;
+  facts.l2_bytes = properties.l2CacheSize;
+  facts.shared_per_block = int(properties.sharedMemPerBlockOptin);
+  return facts;
+}
+
+}  // namespace
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();  // no driver or no device: not an error, and must not show up in the next check
+    return 0;
+  }
+  return count;
+}
+
+Context::Context(const DeviceOptions& options)
+    : ordinal_(options.ordinal), deterministic_(options.deterministic) {
+  const int count = device_count();
+  check(ordinal_ >= 0 && ordinal_ < count, "CUDA device {}: must be 0 … {} ({} usable)", ordinal_, count - 1,
+        count);
+  cudaDeviceProp properties;
+  SPINFER_CUDA_CHECK(cudaGetDeviceProperties(&properties, ordinal_));
+  facts_ = facts_of(properties);
+  check(facts_.compute_capability >= 80,
+        "CUDA device {} ({}) has compute capability {}.{}: 8.0 or newer is needed", ordinal_, properties.name,
+        properties.major, properties.minor);
+  info_.name = properties.name;
+  info_.total_bytes = int64_t(properties.totalGlobalMem);
+
+  SPINFER_CUDA_CHECK(cudaSetDevice(ordinal_));
+  SPINFER_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  SPINFER_CUDA_CHECK(cublasCreate(&blas_));
+  SPINFER_CUDA_CHECK(cublasSetStream(blas_, stream_));
+  SPINFER_CUDA_CHECK(cublasLtCreate(&lt_));
+  blas_workspace_ = allocate(kBlasWorkspaceBytes);
+  SPINFER_CUDA_CHECK(cublasSetWorkspace(blas_, blas_workspace_, kBlasWorkspaceBytes));
+  dense_plans_ = std::make_unique<DensePlans>();
+}
+
+Context::~Context() {
+  cudaSetDevice(ordinal_);
+  cudaStreamSynchronize(stream_);
+  dense_plans_.reset();
+  cublasLtDestroy(lt_);
+  cublasDestroy(blas_);
+  release(workspace_);
+  release(blas_workspace_);
+  cudaStreamDestroy(stream_);
+}
+
+DeviceInfo Context::info() const {
+  activate();
+  DeviceInfo info = info_;
+  size_t free = 0, total = 0;
+  SPINFER_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  info.free_bytes = int64_t(free);
+  return info;
+}
+
+void Context::activate() const {
+  SPINFER_CUDA_CHECK(cudaSetDevice(ordinal_));
+}
+
+bool Context::capturing() const {
+  cudaStreamCaptureStatus status;
+  SPINFER_CUDA_CHECK(cudaStreamIsCapturing(stream_, &status));
+  return status != cudaStreamCaptureStatusNone;
+}
+
+void* Context::allocate(size_t bytes) const {
+  activate();
+  void* memory = nullptr;
+  const cudaError_t status = cudaMalloc(&memory, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    fail("{} (device {}): out of memory: {} bytes asked for, {} of {} free", info_.name, ordinal_, bytes,
+         free, total);
+  }
+  SPINFER_CUDA_CHECK(status);
+  return memory;
+}
+
+void Context::release(void* memory) const noexcept {
+  cudaSetDevice(ordinal_);
+  cudaFree(memory);
+}
+
+std::shared_ptr<void> Context::allocate_shared(size_t bytes) const {
+  const int ordinal = ordinal_;
+  return {allocate(bytes), [ordinal](void* memory) {
+            cudaSetDevice(ordinal);
+            cudaFree(memory);
+          }};
+}
+
+void* Context::workspace(size_t bytes) {
+  if (bytes <= workspace_bytes_) return workspace_;
+  check(!capturing(), "device {}: an op wants {} bytes of workspace during graph capture, {} are reserved",
+        ordinal_, bytes, workspace_bytes_);
+  SPINFER_CUDA_CHECK(cudaStreamSynchronize(stream_));
+  release(workspace_);
+  workspace_ = nullptr;
+  workspace_bytes_ = 0;
+  workspace_ = allocate(bytes);
+  workspace_bytes_ = bytes;
+  return workspace_;
+}
+
+}  // namespace spinfer::cuda

@@ -1,0 +1,35 @@
+// Which kernel multiplies a weight with n tokens. Pure functions: tested without a GPU, printable.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace spinfer::cuda {
+
+struct GpuFacts;
+
+enum class LinearKernel {
+  dense,    ///< cuBLAS(Lt) on a dense weight (dense_linear.h)
+  smbd,     ///< portable SpMM on the canonical arrays (spmm_smbd.h)
+  stream,   ///< Hopper SpMM on the strip streams, n ≤ 64 (spmm.h)
+  scratch,  ///< decode to a one-matrix dense scratch, then cuBLASLt
+  fused,    ///< Hopper prefill: decode into wgmma's A registers, X through TMA (spmm_prefill.h)
+};
+std::string_view to_string(LinearKernel kernel);
+
+/// A weight with the arrays it has on the device, and the tokens it meets.
+struct LinearProblem {
+  int64_t m = 0;
+  int64_t k = 0;
+  int n = 0;
+  bool dense = false;
+  bool canonical = false;  ///< the TCA-BME arrays are on the device
+  bool streams = false;    ///< the strip streams are
+};
+
+/// Where n ≤ 64 the weights' bytes decide, above the tensor cores do.
+inline constexpr int kDecodeTokens = 64;
+
+LinearKernel choose_linear_kernel(const LinearProblem& problem, const GpuFacts& gpu);
+
+}  // namespace spinfer::cuda
