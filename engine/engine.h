@@ -18,21 +18,22 @@
 namespace spinfer {
 
 struct EngineOptions {
-  std::filesystem::path model;             ///< Hugging Face or packed directory; with `random_weights`, a config.json
-  std::optional<double> random_weights;    ///< sparsity of random weights instead of a checkpoint's
-  std::string device = "auto";             ///< auto, cpu, cuda
+  std::filesystem::path model;  ///< Hugging Face or packed directory; with `random_weights`, a config.json
+  std::optional<double> random_weights;  ///< sparsity of random weights instead of a checkpoint's
+  std::string device = "auto";           ///< auto, cpu, cuda
   int tensor_parallel = 1;
-  int threads = 0;                         ///< CPU threads of all ranks together; 0 = all cores
+  int threads = 0;  ///< CPU threads of all ranks together; 0 = all cores
   bool deterministic = false;
-  bool dense = false;                      ///< run every linear dense: the baseline
+  bool dense = false;  ///< run every linear dense: the baseline
   double min_sparsity = 0.3;
   uint64_t seed = 0;
   int max_num_seqs = 256;
   int max_num_batched_tokens = 8192;
-  int64_t max_model_len = 0;               ///< 0: what the model allows
+  int64_t max_model_len = 0;  ///< 0: what the model allows
   double gpu_memory_utilization = 0.9;
-  int64_t kv_cache_bytes = 0;              ///< 0: from what is left (GPU), or as many blocks as max_num_seqs needs up to a cap (CPU)
-  int64_t num_kv_blocks = 0;               ///< overrides kv_cache_bytes
+  int64_t kv_cache_bytes =
+      0;  ///< 0: from what is left (GPU), or as many blocks as max_num_seqs needs up to a cap (CPU)
+  int64_t num_kv_blocks = 0;  ///< overrides kv_cache_bytes
   int block_size = 16;
   bool prefix_caching = true;
   std::function<void(int64_t done, int64_t total)> load_progress;
@@ -45,9 +46,9 @@ struct MemoryReport {
   int64_t weights_bytes = 0;         ///< on the devices
   int64_t kv_bytes = 0;
   int64_t workspace_bytes = 0;
-  int64_t peak_bytes = 0;            ///< largest total the devices held
+  int64_t peak_bytes = 0;  ///< largest total the devices held
   int64_t parameters = 0;
-  double sparsity = 0;               ///< of the linears
+  double sparsity = 0;  ///< of the linears
   int sparse_linears = 0;
   int dense_linears = 0;
 };
@@ -65,25 +66,26 @@ class Engine {
   static std::unique_ptr<Engine> create(const EngineOptions& options);
   ~Engine();
 
-  /// Queues a request. Throws `Error` where it can never run (too long for the model or the cache: with the numbers; id
-  /// outside the vocabulary; a parameter out of range). `prompt` must not be empty.
+  /// Queues a request. Throws `Error` where it can never run (too long for the model or the cache: with the
+  /// numbers; id outside the vocabulary; a parameter out of range). `prompt` must not be empty.
   RequestId add_request(std::vector<int32_t> prompt, const SamplingParams& params);
-  /// Ends a request at the next step, which frees its blocks and reports FinishReason::cancelled. Unknown ids are ignored.
+  /// Ends a request at the next step, which frees its blocks and reports FinishReason::cancelled. Unknown ids
+  /// are ignored.
   void cancel(RequestId id);
   bool has_work() const;
-  /// Schedule, run, postprocess. Returns what changed; empty if there was nothing to do. After an exception from a device
-  /// every request has failed and the engine is unusable.
+  /// Schedule, run, postprocess. Returns what changed; empty if there was nothing to do. After an exception
+  /// from a device every request has failed and the engine is unusable.
   std::vector<RequestUpdate> step();
 
   const ModelConfig& config() const;
-  const Tokenizer* tokenizer() const;   ///< null where the directory has no tokenizer files
+  const Tokenizer* tokenizer() const;  ///< null where the directory has no tokenizer files
   int64_t max_model_len() const;
   int ranks() const;
-  const char* backend_name() const;     ///< "cpu", "cuda"
+  const char* backend_name() const;  ///< "cpu", "cuda"
   MemoryReport memory() const;
   StepStats last_step() const;
   RequestTimes times(RequestId id) const;  ///< of a request that ended in the last step or still runs
-  void check_integrity() const;         ///< throws `Error` if the KV cache's books do not balance
+  void check_integrity() const;            ///< throws `Error` if the KV cache's books do not balance
 
  private:
   struct State;
