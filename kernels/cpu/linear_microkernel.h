@@ -1,0 +1,68 @@
+// The register-blocked product, written once over a vector type and compiled by each linear_<level>.cpp with
+// the flags of its instruction set. Everything is in an anonymous namespace, and nothing of std is called: a
+// function shared between files of different flags could end up with instructions the CPU does not have.
+//
+// The vector type V holds 16 floats and has: static V load(const float*), static V load(const Half*),
+// store(float*), static V fma(V a, V b, V c) = a·b + c, sum() (pairwise: 8 apart, 4, 2, 1).
+#pragma once
+
+#include "kernels/cpu/linear_kernels.h"
+
+namespace spinfer::cpu {
+namespace {
+
+/// R rows × T tokens, their sums in registers over all blocks.
+template <class V, int R, int T>
+inline void accumulate_block(const AccumulateArgs& a, int row, int token) {
+  float* acc = a.acc + token * a.acc_stride + row * kLanes;
+  const Half* w = a.w + row * a.row_stride;
+  const float* x = a.x + token * a.x_stride;
+  V sums[R][T];
+  for (int r = 0; r < R; ++r) {
+    for (int t = 0; t < T; ++t) sums[r][t] = V::load(acc + t * a.acc_stride + r * kLanes);
+  }
+  for (int64_t b = 0; b < a.blocks; ++b, w += a.block_stride, x += kLanes) {
+    V weights[R];
+    for (int r = 0; r < R; ++r) weights[r] = V::load(w + r * a.row_stride);
+    for (int t = 0; t < T; ++t) {
+      const V tokens = V::load(x + t * a.x_stride);
+      for (int r = 0; r < R; ++r) sums[r][t] = V::fma(weights[r], tokens, sums[r][t]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int t = 0; t < T; ++t) sums[r][t].store(acc + t * a.acc_stride + r * kLanes);
+  }
+}
+
+template <class V, int R, int T>
+inline void accumulate_rows(const AccumulateArgs& a, int token) {
+  int row = 0;
+  for (; row + R <= a.rows; row += R) accumulate_block<V, R, T>(a, row, token);
+  for (; row < a.rows; ++row) accumulate_block<V, 1, T>(a, row, token);
+}
+
+/// R rows × T tokens fill the registers; kRowsOfOne rows where one token is left.
+template <class V, int R, int T, int kRowsOfOne>
+void accumulate(const AccumulateArgs& a) {
+  int token = 0;
+  for (; token + T <= a.tokens; token += T) accumulate_rows<V, R, T>(a, token);
+  if constexpr (T > 2) {
+    for (; token + 2 <= a.tokens; token += 2) accumulate_rows<V, R, 2>(a, token);
+  }
+  for (; token < a.tokens; ++token) accumulate_rows<V, kRowsOfOne, 1>(a, token);
+}
+
+template <class V>
+void widen(const Half* x, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) V::load(x + i).store(out + i);
+  for (; i < count; ++i) out[i] = V::widen_one(x[i]);
+}
+
+template <class V>
+void sum_lanes(const float* acc, int rows, float* sums) {
+  for (int r = 0; r < rows; ++r) sums[r] = V::load(acc + r * kLanes).sum();
+}
+
+}  // namespace
+}  // namespace spinfer::cpu
