@@ -1,0 +1,146 @@
+#include "models/json_text.h"
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <set>
+#include <system_error>
+#include <vector>
+
+#include "kernels/check.h"
+
+namespace spinfer {
+namespace {
+
+/// "line 3, column 14" of a byte position.
+std::string place(std::string_view text, size_t position) {
+  const std::string_view before = text.substr(0, std::min(position, text.size()));
+  const auto line = 1 + std::count(before.begin(), before.end(), '\n');
+  const size_t line_start = before.rfind('\n') == std::string_view::npos ? 0 : before.rfind('\n') + 1;
+  return fmt::format("line {}, column {}", line, std::max<size_t>(1, before.size() - line_start));
+}
+
+}  // namespace
+
+std::string printable(std::string_view text) {
+  constexpr size_t kLongest = 120;
+  std::string out;
+  for (const char c : text.substr(0, kLongest)) out += c >= ' ' && c <= '~' ? c : '?';
+  if (text.size() > kLongest) out += "...";
+  return out;
+}
+
+std::string printable_value(const nlohmann::json& value) {
+  if (value.is_string()) return '"' + printable(value.get_ref<const std::string&>()) + '"';
+  if (value.is_structured()) return fmt::format("an {}", value.is_object() ? "object" : "array");
+  return printable(value.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
+}
+
+std::string read_text_file(const std::filesystem::path& path, int64_t max_bytes) {
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  check(std::filesystem::exists(status), "{}: no such file", path.string());
+  check(std::filesystem::is_regular_file(status), "{}: not a regular file", path.string());
+  const auto size = std::filesystem::file_size(path, error);
+  check(!error, "{}: {}", path.string(), error.message());
+  check(size <= uint64_t(max_bytes), "{}: {} bytes; at most {} are accepted", path.string(), size, max_bytes);
+  std::ifstream file(path, std::ios::binary);
+  check(file.good(), "{}: cannot be opened for reading", path.string());
+  std::string text(size, '\0');
+  file.read(text.data(), std::streamsize(size));
+  check(file.gcount() == std::streamsize(size), "{}: read {} of {} bytes", path.string(), file.gcount(),
+        size);
+  return text;
+}
+
+nlohmann::json parse_json(std::string_view text, const std::string& source) {
+  using nlohmann::json;
+  int64_t values = 0;
+  std::vector<std::set<std::string>> keys;  // of the objects now open
+  const json::parser_callback_t watch = [&](int depth, json::parse_event_t event, json& parsed) {
+    check(depth <= kMaxJsonDepth, "{}: nested deeper than {} levels", source, kMaxJsonDepth);
+    switch (event) {
+      case json::parse_event_t::object_start:
+        keys.emplace_back();
+        break;
+      case json::parse_event_t::object_end:
+        keys.pop_back();
+        break;
+      case json::parse_event_t::key: {
+        const auto& key = parsed.get_ref<const std::string&>();
+        check(keys.back().insert(key).second, "{}: key \"{}\" appears twice", source, printable(key));
+        break;
+      }
+      default:
+        break;
+    }
+    check(++values <= kMaxJsonValues, "{}: more than {} values", source, kMaxJsonValues);
+    return true;
+  };
+  try {
+    return json::parse(text.begin(), text.end(), watch);
+  } catch (const json::parse_error& e) {
+    fail("{}: not valid JSON ({})", source, place(text, e.byte));
+  } catch (const json::exception&) {
+    fail("{}: not valid JSON (a number out of range)", source);
+  }
+}
+
+JsonFields::JsonFields(const nlohmann::json& object, std::string source)
+    : object_(object), source_(std::move(source)) {
+  check(object.is_object(), "{}: must be a JSON object, is {}", source_, printable_value(object));
+}
+
+const nlohmann::json* JsonFields::find(const char* name) const {
+  const auto it = object_.find(name);
+  return it == object_.end() || it->is_null() ? nullptr : &*it;
+}
+
+int64_t JsonFields::integer(const char* name, int64_t min, int64_t max,
+                            std::optional<int64_t> fallback) const {
+  const auto* value = find(name);
+  if (!value) {
+    check(fallback.has_value(), "{}: \"{}\" is missing; an integer from {} to {} is needed", source_, name,
+          min, max);
+    return *fallback;
+  }
+  const bool fits = value->is_number_unsigned() ? value->get<uint64_t>() <= uint64_t(INT64_MAX)
+                                                : value->is_number_integer();
+  check(fits && value->get<int64_t>() >= min && value->get<int64_t>() <= max,
+        "{}: \"{}\" is {}; must be an integer from {} to {}", source_, name, printable_value(*value), min,
+        max);
+  return value->get<int64_t>();
+}
+
+double JsonFields::number(const char* name, double min, double max, std::optional<double> fallback) const {
+  const auto* value = find(name);
+  if (!value) {
+    check(fallback.has_value(), "{}: \"{}\" is missing; a number from {} to {} is needed", source_, name, min,
+          max);
+    return *fallback;
+  }
+  const double number = value->is_number() ? value->get<double>() : std::nan("");
+  check(number >= min && number <= max, "{}: \"{}\" is {}; must be a number from {} to {}", source_, name,
+        printable_value(*value), min, max);
+  return number;
+}
+
+bool JsonFields::boolean(const char* name, bool fallback) const {
+  const auto* value = find(name);
+  if (!value) return fallback;
+  check(value->is_boolean(), "{}: \"{}\" is {}; must be true or false", source_, name,
+        printable_value(*value));
+  return value->get<bool>();
+}
+
+std::string JsonFields::string(const char* name, std::optional<std::string> fallback) const {
+  const auto* value = find(name);
+  if (!value) {
+    check(fallback.has_value(), "{}: \"{}\" is missing; a string is needed", source_, name);
+    return *fallback;
+  }
+  check(value->is_string(), "{}: \"{}\" is {}; must be a string", source_, name, printable_value(*value));
+  return value->get<std::string>();
+}
+
+}  // namespace spinfer

@@ -1,0 +1,32 @@
+// A regular file mapped read-only into memory.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <memory>
+#include <span>
+
+namespace spinfer {
+
+/// The mapping lives as long as this; whoever points into it keeps a shared_ptr.
+class MappedFile {
+ public:
+  /// Throws `Error` naming the file if it is absent, no regular file, empty or cannot be mapped.
+  static std::shared_ptr<const MappedFile> open(const std::filesystem::path& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  std::span<const std::byte> bytes() const { return bytes_; }
+  const std::filesystem::path& path() const { return path_; }
+  /// Asks the kernel to start reading a part of bytes().
+  void prefetch(std::span<const std::byte> part) const;
+
+ private:
+  MappedFile(std::filesystem::path path, std::span<const std::byte> bytes)
+      : path_(std::move(path)), bytes_(bytes) {}
+  std::filesystem::path path_;
+  std::span<const std::byte> bytes_;
+};
+
+}  // namespace spinfer
