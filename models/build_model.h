@@ -1,0 +1,25 @@
+// Assembling a Model on a device from any source of weights: a checkpoint, or random numbers.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "models/model.h"
+#include "models/weight_table.h"
+
+namespace spinfer {
+
+/// Where weights come from. Both hand out fp16 host memory that lives as long as the matrix returned.
+struct WeightSource {
+  /// A whole tensor; a vector is one row.
+  std::function<DenseMatrix(const TensorSpec& tensor)> tensor;
+  /// Rows × columns of "<name>.weight", m×k, dense or packed.
+  std::function<HostMatrix(const std::string& name, int64_t m, int64_t k, Range rows, Range cols)> block;
+};
+
+/// Makes this rank's share of every weight resident: linears stacked, packed or dense as `options` say.
+/// Throws `UsageError` as check_tensor_parallel does, before it asks for any weight.
+Model build_model(const ModelConfig& config, const WeightSource& source, Device& device, ThreadPool& pool,
+                  Shard shard, const LoadOptions& options);
+
+}  // namespace spinfer

@@ -1,0 +1,108 @@
+#include "models/forward.h"
+
+#include <cassert>
+#include <cmath>
+
+namespace spinfer {
+
+void ForwardPass::add_norm(const Half* delta, const NormWeights& norm, Half* out) const {
+  ops().add_norm(context(), {.h = workspace.h.data(),
+                             .delta = delta,
+                             .kind = model.config.norm,
+                             .gain = norm.gain,
+                             .bias = norm.bias,
+                             .eps = model.config.norm_eps,
+                             .n = batch.n,
+                             .d = int(model.config.hidden_size),
+                             .out = out});
+}
+
+void ForwardPass::linear(const LinearWeight& w, const Half* x, Half* y, Activation act) const {
+  ops().linear(context(), {.w = w.view, .x = x, .n = batch.n, .act = act, .y = y});
+}
+
+void ForwardPass::attention(int index, const Half* x, Half* delta) const {
+  const LayerWeights& layer = model.layers[size_t(index)];
+  const KvLayer& cache = kv.layers[size_t(index)];
+  const int head_dim = model.config.head_dim;
+  Half* qkv = workspace.qkv.data();
+  linear(layer.qkv, x, qkv);
+  ops().rope_append(context(), {.qkv = qkv,
+                                .positions = batch.positions,
+                                .slots = batch.slots,
+                                .inv_freq = model.inv_freq.data(),
+                                .n = batch.n,
+                                .q_heads = model.q_heads,
+                                .kv_heads = model.kv_heads,
+                                .head_dim = head_dim,
+                                .block_size = kv.block_size,
+                                .kv = cache});
+  ops().attention(context(), {.qkv = qkv,
+                              .seqs = batch.seqs,
+                              .kv = cache,
+                              .n = batch.n,
+                              .q_heads = model.q_heads,
+                              .kv_heads = model.kv_heads,
+                              .head_dim = head_dim,
+                              .block_size = kv.block_size,
+                              .scale = 1 / std::sqrt(float(head_dim)),
+                              .out = workspace.attn.data()});
+  linear(layer.attn_out, workspace.attn.data(), delta);
+  ops().all_reduce(context(), delta, int64_t{batch.n} * model.config.hidden_size);
+}
+
+void ForwardPass::mlp(const LayerWeights& layer, const Half* x, Half* delta) const {
+  const Activation act = model.config.activation;
+  Half* inner = workspace.mlp.data();
+  if (model.config.gated_mlp) {
+    linear(layer.mlp_in, x, inner);
+    ops().gated_activation(context(), {.gate_up = inner,
+                                       .n = batch.n,
+                                       .f = int(model.ffn_size),
+                                       .act = act,
+                                       .out = workspace.gated.data()});
+    inner = workspace.gated.data();
+  } else {
+    linear(layer.mlp_in, x, inner, act);
+  }
+  linear(layer.mlp_out, inner, delta);
+  ops().all_reduce(context(), delta, int64_t{batch.n} * model.config.hidden_size);
+}
+
+void ForwardPass::logits(const Half* x) const {
+  const int n = batch.num_logits;
+  const Half* last = workspace.last.data();
+  ops().gather_rows(context(), {.src = x,
+                                .rows = batch.logit_rows,
+                                .n = n,
+                                .d = int(model.config.hidden_size),
+                                .out = workspace.last.data()});
+  if (model.project_out.view.m > 0) {
+    ops().linear(context(), {.w = model.project_out.view, .x = last, .n = n, .y = workspace.head_in.data()});
+    last = workspace.head_in.data();
+  }
+  float* mine = model.shard.world > 1 ? workspace.logits_shard.data() : workspace.logits.data();
+  ops().logits(context(), {.w = model.head.view, .x = last, .n = n, .logits = mine});
+  if (model.shard.world > 1) {
+    ops().all_gather_cols(context(), mine, n, model.vocab_shard, workspace.logits.data(),
+                          model.config.vocab_size);
+  }
+}
+
+void forward(Device& device, const Model& model, const ForwardBatch& batch, const KvCacheView& kv,
+             Workspace& workspace) {
+  assert(batch.n <= workspace.max_tokens && batch.num_logits <= workspace.max_logits);
+  assert(kv.layers.size() == model.layers.size());
+  const ForwardPass pass{device, model, batch, kv, workspace};
+  switch (model.config.architecture) {
+    case Architecture::opt:
+      forward_opt(pass);
+      break;
+    case Architecture::llama:
+    case Architecture::qwen2:
+      forward_llama(pass);
+      break;
+  }
+}
+
+}  // namespace spinfer

@@ -1,0 +1,29 @@
+// LLaMA 1/2/3 (Touvron et al. 2023; Grattafiori et al. 2024) and Qwen2: RMS norm before each block, rotary
+// positions, grouped-query attention, gated MLP.
+#include "models/forward.h"
+
+namespace spinfer {
+
+void forward_llama(const ForwardPass& pass) {
+  const Model& model = pass.model;
+  Workspace& ws = pass.workspace;
+  pass.ops().embed(pass.context(), {.ids = pass.batch.token_ids,
+                                    .table = model.embedding.data(),
+                                    .rows = model.config.vocab_size,
+                                    .n = pass.batch.n,
+                                    .d = int(model.config.hidden_size),
+                                    .out = ws.h.data()});
+  const Half* delta = nullptr;  // a block's output joins h with the next norm
+  for (int i = 0; i < model.config.layers; ++i) {
+    const LayerWeights& layer = model.layers[size_t(i)];
+    pass.add_norm(delta, layer.attn_norm, ws.x.data());
+    pass.attention(i, ws.x.data(), ws.delta.data());
+    pass.add_norm(ws.delta.data(), layer.mlp_norm, ws.x.data());
+    pass.mlp(layer, ws.x.data(), ws.delta.data());
+    delta = ws.delta.data();
+  }
+  pass.add_norm(delta, model.final_norm, ws.x.data());
+  pass.logits(ws.x.data());
+}
+
+}  // namespace spinfer

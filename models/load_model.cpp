@@ -1,0 +1,37 @@
+#include "kernels/check.h"
+#include "models/build_model.h"
+#include "models/checkpoint.h"
+
+namespace spinfer {
+namespace {
+
+/// A bias the configuration knows nothing of would be left out silently.
+void check_no_extra_bias(const Checkpoint& checkpoint, const ModelConfig& config) {
+  for (const LayerSpec& layer : weight_table(config).layers) {
+    for (const LinearSpec* linear : layer.linears()) {
+      if (linear->bias) continue;
+      for (const LinearPart& part : linear->parts) {
+        check(!checkpoint.contains(part.name + ".bias"),
+              "{}: tensor {}.bias is there but config.json says the layer has no bias",
+              checkpoint.directory().string(), part.name);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Model load_model(const std::filesystem::path& dir, const ModelConfig& config, Device& device,
+                 ThreadPool& pool, Shard shard, const LoadOptions& options) {
+  check_tensor_parallel(config, shard.world);
+  const Checkpoint checkpoint(dir, pool);
+  check_no_extra_bias(checkpoint, config);
+  const WeightSource source{
+      .tensor = [&](const TensorSpec& spec) { return checkpoint.tensor(spec); },
+      .block = [&](const std::string& name, int64_t m, int64_t k, Range rows,
+                   Range cols) { return checkpoint.block(name + ".weight", m, k, rows, cols); },
+  };
+  return build_model(config, source, device, pool, shard, options);
+}
+
+}  // namespace spinfer

@@ -1,0 +1,71 @@
+// OPT (Zhang et al. 2022): learned positions, layer norms, biases, ReLU MLP. The 350M variant norms after
+// each block instead of before it and has embeddings narrower than the hidden states, projected in and out.
+#include "models/forward.h"
+
+namespace spinfer {
+namespace {
+
+/// h = project_in(tokens) + positions
+void embed(const ForwardPass& pass) {
+  const Model& model = pass.model;
+  Workspace& ws = pass.workspace;
+  const bool projected = model.project_in.view.m > 0;
+  pass.ops().embed(pass.context(), {.ids = pass.batch.token_ids,
+                                    .table = model.embedding.data(),
+                                    .rows = model.config.vocab_size,
+                                    .n = pass.batch.n,
+                                    .d = int(model.config.embed_size),
+                                    .out = projected ? ws.x.data() : ws.h.data()});
+  if (projected) pass.linear(model.project_in, ws.x.data(), ws.h.data());
+  pass.ops().embed(pass.context(), {.ids = pass.batch.positions,
+                                    .id_offset = model.config.position_offset,
+                                    .table = model.positions.data(),
+                                    .rows = model.config.max_positions + model.config.position_offset,
+                                    .n = pass.batch.n,
+                                    .d = int(model.config.hidden_size),
+                                    .accumulate = true,
+                                    .out = ws.h.data()});
+}
+
+/// Norm before each block; the residual stream h itself is never normed. A block's output joins h with the
+/// next norm.
+void layers_pre_norm(const ForwardPass& pass) {
+  Workspace& ws = pass.workspace;
+  const Half* delta = nullptr;
+  for (int i = 0; i < pass.model.config.layers; ++i) {
+    const LayerWeights& layer = pass.model.layers[size_t(i)];
+    pass.add_norm(delta, layer.attn_norm, ws.x.data());
+    pass.attention(i, ws.x.data(), ws.delta.data());
+    pass.add_norm(ws.delta.data(), layer.mlp_norm, ws.x.data());
+    pass.mlp(layer, ws.x.data(), ws.delta.data());
+    delta = ws.delta.data();
+  }
+  pass.add_norm(delta, pass.model.final_norm, pass.model.config.final_norm ? ws.x.data() : nullptr);
+}
+
+/// h = norm(h + block(h)), twice a layer.
+void layers_post_norm(const ForwardPass& pass) {
+  Workspace& ws = pass.workspace;
+  for (int i = 0; i < pass.model.config.layers; ++i) {
+    const LayerWeights& layer = pass.model.layers[size_t(i)];
+    pass.attention(i, ws.h.data(), ws.delta.data());
+    pass.add_norm(ws.delta.data(), layer.attn_norm, ws.h.data());
+    pass.mlp(layer, ws.h.data(), ws.delta.data());
+    pass.add_norm(ws.delta.data(), layer.mlp_norm, ws.h.data());
+  }
+}
+
+}  // namespace
+
+void forward_opt(const ForwardPass& pass) {
+  const ModelConfig& config = pass.model.config;
+  embed(pass);
+  if (config.norm_before) {
+    layers_pre_norm(pass);
+  } else {
+    layers_post_norm(pass);
+  }
+  pass.logits(config.final_norm ? pass.workspace.x.data() : pass.workspace.h.data());
+}
+
+}  // namespace spinfer
