@@ -1,5 +1,6 @@
 // A backend is one constant table of function references: a missing or wrongly typed op does not compile.
-// kernels/cpu defines the table that specifies the results, kernels/cuda the fast one; both implement kernels/ops.h.
+// kernels/cpu defines the table that specifies the results, kernels/cuda the fast one; both implement
+// kernels/ops.h.
 #pragma once
 
 #include <cstddef>
@@ -25,9 +26,9 @@ struct DeviceOptions {
 
 struct DeviceInfo {
   std::string name;
-  int64_t total_bytes = 0;     ///< device memory (CPU: RAM, or the control group's limit if lower)
-  int64_t free_bytes = 0;      ///< available now
-  int threads = 0;             ///< CPU threads; 0 on a GPU
+  int64_t total_bytes = 0;  ///< device memory (CPU: RAM, or the control group's limit if lower)
+  int64_t free_bytes = 0;   ///< available now
+  int threads = 0;          ///< CPU threads; 0 on a GPU
 };
 
 struct Backend {
@@ -77,8 +78,8 @@ struct Backend {
 const Backend& cpu_backend();
 /// Null where the program was built without CUDA.
 const Backend* cuda_backend();
-/// "cpu", "cuda", or "auto" (CUDA if built in and a device is there). Throws `UsageError` for another name, `Error` if
-/// the backend asked for is not available.
+/// "cpu", "cuda", or "auto" (CUDA if built in and a device is there). Throws `UsageError` for another name,
+/// `Error` if the backend asked for is not available.
 const Backend& select_backend(std::string_view name);
 
 }  // namespace spinfer

@@ -1,15 +1,16 @@
-// Owning handles around a backend's device: Device (context) and DeviceArray (memory), with accounting by purpose.
+// Owning handles around a backend's device: Device (context) and DeviceArray (memory), with accounting by
+// purpose.
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <cstdint>
-#include <memory>
+#include <limits>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/check.h"
 
 namespace spinfer {
 
@@ -51,8 +52,10 @@ class DeviceArray {
  public:
   DeviceArray() = default;
   DeviceArray(Device& device, int64_t size, MemoryUse use)
-      : device_(&device), size_(size), use_(use),
-        data_(size ? static_cast<T*>(device.ops().allocate(device.context(), size_t(size) * sizeof(T))) : nullptr) {
+      : device_(&device),
+        size_(size),
+        use_(use),
+        data_(size ? static_cast<T*>(device.ops().allocate(device.context(), bytes_of(size))) : nullptr) {
     device.account(use, size * int64_t(sizeof(T)));
   }
   DeviceArray(DeviceArray&& other) noexcept { swap(other); }
@@ -80,6 +83,11 @@ class DeviceArray {
   }
 
  private:
+  static size_t bytes_of(int64_t size) {
+    constexpr int64_t kMax = std::numeric_limits<int64_t>::max() / int64_t{sizeof(T)};
+    check(size >= 0 && size <= kMax, "a device array of {} elements: must be 0…{}", size, kMax);
+    return size_t(size) * sizeof(T);
+  }
   void swap(DeviceArray& other) noexcept {
     std::swap(device_, other.device_);
     std::swap(size_, other.size_);

@@ -1,0 +1,313 @@
+// Attention over a paged cache: against a double-precision reference, and bitwise independent of chunks,
+// batch, threads.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "kernels/check.h"
+#include "tests/kernels/cpu_ops.h"
+
+namespace spinfer::test {
+namespace {
+
+struct Heads {
+  int q, kv, dim;
+  int block_size = 16;
+};
+
+/// One sequence: keys, values and all queries of its context, token-major, in no cache yet.
+struct Sequence {
+  int context;
+  std::vector<Half> q;  ///< [context][q heads][dim]
+  std::vector<Half> k;  ///< [context][kv heads][dim]
+  std::vector<Half> v;  ///< [context][kv heads][dim]
+};
+
+Sequence random_sequence(Random& random, const Heads& heads, int context) {
+  const size_t q_size = size_t(context) * heads.q * heads.dim,
+               kv_size = size_t(context) * heads.kv * heads.dim;
+  return {context, random.halves(q_size), random.halves(kv_size), random.halves(kv_size)};
+}
+
+/// The newest `queries` tokens of a sequence when its cache holds `context` tokens.
+struct Chunk {
+  const Sequence* sequence;
+  int context;
+  int queries;
+};
+
+/// A batch of chunks with everything `attention` reads. Blocks are handed out in random order; what no token
+/// of a context occupies (other blocks, the rest of a last block, block table entries past the end) is NaN or
+/// far out of range.
+struct PagedBatch {
+  PagedBatch(Random& random, const Heads& heads, const std::vector<Chunk>& chunks)
+      : heads_(heads), chunks_(chunks) {
+    int blocks = 3;
+    for (const Chunk& chunk : chunks) {
+      const int own = (chunk.context + heads.block_size - 1) / heads.block_size;
+      blocks += own;
+      max_blocks_ = std::max(max_blocks_, own + 1);
+    }
+    free_.resize(size_t(blocks));
+    std::iota(free_.begin(), free_.end(), 0);
+    std::shuffle(free_.begin(), free_.end(), random.engine());
+    k_ = v_ = nan_halves(size_t(blocks) * heads.kv * heads.block_size * heads.dim);
+    query_start_ = {0};
+    for (const Chunk& chunk : chunks) add(chunk);
+  }
+
+  /// [n][q heads · dim]
+  std::vector<Half> attend(Device& device, float scale) {
+    auto out = nan_halves(size_t(query_start_.back()) * heads_.q * heads_.dim);
+    device.ops().attention(device.context(), args(scale, out));
+    return out;
+  }
+
+  AttentionArgs args(float scale, std::vector<Half>& out) {
+    const int max_context = *std::max_element(context_len_.begin(), context_len_.end());
+    return {.qkv = qkv_.data(),
+            .seqs = {.count = int(chunks_.size()),
+                     .query_start = query_start_.data(),
+                     .context_len = context_len_.data(),
+                     .block_table = table_.data(),
+                     .max_blocks = max_blocks_,
+                     .max_query_len = max_context,
+                     .max_context_len = max_context},
+            .kv = {k_.data(), v_.data()},
+            .n = query_start_.back(),
+            .q_heads = heads_.q,
+            .kv_heads = heads_.kv,
+            .head_dim = heads_.dim,
+            .block_size = heads_.block_size,
+            .scale = scale,
+            .out = out.data()};
+  }
+
+ private:
+  void add(const Chunk& chunk) {
+    const int own = (chunk.context + heads_.block_size - 1) / heads_.block_size;
+    for (int i = 0; i < max_blocks_; ++i) {
+      table_.push_back(i < own ? free_.back() : 0x7fffffff);
+      if (i < own) free_.pop_back();
+    }
+    const int32_t* blocks = &table_[table_.size() - size_t(max_blocks_)];
+    for (int t = 0; t < chunk.context; ++t) {
+      for (int head = 0; head < heads_.kv; ++head) {
+        const size_t row = (size_t(blocks[t / heads_.block_size]) * heads_.kv + head) * heads_.block_size +
+                           size_t(t % heads_.block_size);
+        const size_t source = (size_t(t) * heads_.kv + head) * heads_.dim;
+        std::copy_n(&chunk.sequence->k[source], heads_.dim, &k_[row * heads_.dim]);
+        std::copy_n(&chunk.sequence->v[source], heads_.dim, &v_[row * heads_.dim]);
+      }
+    }
+    const size_t q_width = size_t(heads_.q) * heads_.dim;
+    for (int t = chunk.context - chunk.queries; t < chunk.context; ++t) {
+      const auto q = chunk.sequence->q.begin() + std::ptrdiff_t(t * q_width);
+      qkv_.insert(qkv_.end(), q, q + std::ptrdiff_t(q_width));
+      qkv_.insert(qkv_.end(), size_t(2 * heads_.kv * heads_.dim), kNanHalf);  // k and v come from the cache
+    }
+    query_start_.push_back(query_start_.back() + chunk.queries);
+    context_len_.push_back(chunk.context);
+  }
+
+  Heads heads_;
+  std::vector<Chunk> chunks_;
+  int max_blocks_ = 0;
+  std::vector<int32_t> free_, query_start_, context_len_, table_;
+  std::vector<Half> qkv_, k_, v_;
+};
+
+/// [queries][q heads · dim] and the error bound of an fp32 evaluation.
+struct Reference {
+  std::vector<double> out;
+  double error = 0;
+};
+
+Reference reference(const Heads& heads, const Chunk& chunk, double scale) {
+  const Sequence& s = *chunk.sequence;
+  Reference result;
+  double largest_sum = 0, largest_value = 0;
+  for (int t = chunk.context - chunk.queries; t < chunk.context; ++t) {
+    for (int head = 0; head < heads.q; ++head) {
+      const int kv_head = head / (heads.q / heads.kv);
+      std::vector<double> p(size_t(t) + 1);
+      for (int j = 0; j <= t; ++j) {
+        double magnitude = 0;
+        for (int i = 0; i < heads.dim; ++i) {
+          const double product = to_double(s.q[(size_t(t) * heads.q + head) * heads.dim + i]) *
+                                 to_double(s.k[(size_t(j) * heads.kv + kv_head) * heads.dim + i]) * scale;
+          p[j] += product;
+          magnitude += std::abs(product);
+        }
+        largest_sum = std::max(largest_sum, magnitude);
+      }
+      const double max = *std::max_element(p.begin(), p.end());
+      double sum = 0;
+      for (double& x : p) sum += x = std::exp(x - max);
+      for (int i = 0; i < heads.dim; ++i) {
+        double out = 0;
+        for (int j = 0; j <= t; ++j) {
+          const double value = to_double(s.v[(size_t(j) * heads.kv + kv_head) * heads.dim + i]);
+          out += p[j] / sum * value;
+          largest_value = std::max(largest_value, std::abs(value));
+        }
+        result.out.push_back(out);
+      }
+    }
+  }
+  // A score is off by at most (dim + 2)·u·Σ|q·k|, which moves weights relatively by as much; sums over the
+  // context add (context + block steps)·u. Both in numerator and denominator.
+  const double u = 0x1p-24;
+  result.error = 2 * largest_value * u * ((heads.dim + 2) * largest_sum + 2.0 * chunk.context + 8);
+  return result;
+}
+
+using CpuAttention = CpuOps;
+SPINFER_ON_ALL_TARGETS(CpuAttention);
+
+TEST_P(CpuAttention, MatchesTheReference) {
+  Random random(1);
+  for (const int dim : {8, 16, 64, 80, 96, 128}) {
+    for (const Heads heads : {Heads{1, 1, dim}, Heads{4, 2, dim}, Heads{8, 2, dim}, Heads{8, 1, dim}}) {
+      const Sequence a = random_sequence(random, heads, 37), b = random_sequence(random, heads, 1),
+                     c = random_sequence(random, heads, 150), d = random_sequence(random, heads, 64);
+      // Prefill, one-token prompt, decode far into a context, a chunk in the middle, decode at a block's
+      // first token.
+      const std::vector<Chunk> chunks = {{&a, 37, 37}, {&b, 1, 1}, {&c, 150, 1}, {&d, 60, 13}, {&a, 33, 1}};
+      const float scale = 1 / std::sqrt(float(dim));
+      const auto got = PagedBatch(random, heads, chunks).attend(device_, scale);
+      Reference want;
+      for (const Chunk& chunk : chunks) {
+        const Reference one = reference(heads, chunk, scale);
+        want.out.insert(want.out.end(), one.out.begin(), one.out.end());
+        want.error = std::max(want.error, one.error);
+      }
+      EXPECT_LT(want.error, 2e-3);
+      EXPECT_TRUE(near(got, want.out, half_rounding_after(want.error)))
+          << heads.q << "/" << heads.kv << " × " << dim;
+    }
+  }
+}
+
+TEST_P(CpuAttention, MatchesTheReferenceOnOddSizes) {
+  Random random(2);
+  // Block sizes other than 16, head sizes no vector length divides, a group larger than a tile of query rows.
+  for (const Heads heads :
+       {Heads{2, 1, 7, 5}, Heads{40, 1, 20, 16}, Heads{3, 3, 1, 1}, Heads{2, 2, 33, 64}}) {
+    const Sequence a = random_sequence(random, heads, 67);
+    const Chunk chunk{&a, 67, 20};
+    const auto got = PagedBatch(random, heads, {chunk}).attend(device_, 0.3f);
+    const Reference want = reference(heads, chunk, double(0.3f));
+    EXPECT_TRUE(near(got, want.out, half_rounding_after(want.error))) << heads.dim;
+  }
+}
+
+// Scores far apart: the running maximum must be subtracted before exp, and must rescale what came before.
+TEST_P(CpuAttention, SurvivesLargeScores) {
+  Random random(3);
+  const Heads heads{2, 1, 64};
+  Sequence s = random_sequence(random, heads, 100);
+  for (int t = 0; t < s.context; ++t)
+    for (int i = 0; i < heads.dim; ++i)
+      s.k[size_t(t) * heads.dim + i] = to_half(float(t) * (i % 2 ? 1.5f : 1.0f));
+  for (Half& q : s.q)
+    q = to_half(2 + std::abs(to_float(q)));  // scores grow with the position, up to thousands
+  const Chunk chunk{&s, 100, 100};
+  const auto got = PagedBatch(random, heads, {chunk}).attend(device_, 1.0f);
+  // Neighbouring scores differ by more than 160: each token sees only itself.
+  std::vector<double> want;
+  for (int t = 0; t < 100; ++t)
+    for (int head = 0; head < 2; ++head)
+      for (int i = 0; i < heads.dim; ++i) want.push_back(to_double(s.v[size_t(t) * heads.dim + i]));
+  EXPECT_TRUE(near(got, want, {0, 0}));
+}
+
+TEST_P(CpuAttention, ChunkedPrefillEqualsWholePrefill) {
+  Random random(4);
+  for (const Heads heads : {Heads{4, 4, 64}, Heads{8, 2, 80}}) {
+    const Sequence s = random_sequence(random, heads, 300);
+    const float scale = 0.125f;
+    const auto whole = PagedBatch(random, heads, {{&s, 300, 300}}).attend(device_, scale);
+    for (const std::vector<int>& ends :
+         {std::vector<int>{1, 2, 19, 64, 65, 300}, {128, 256, 300}, {299, 300}}) {
+      std::vector<Half> pieces;
+      int begin = 0;
+      for (const int end : ends) {
+        const auto piece = PagedBatch(random, heads, {{&s, end, end - begin}}).attend(device_, scale);
+        pieces.insert(pieces.end(), piece.begin(), piece.end());
+        begin = end;
+      }
+      EXPECT_EQ(pieces, whole);
+    }
+  }
+}
+
+TEST_P(CpuAttention, BatchEqualsEachSequenceAlone) {
+  Random random(5);
+  const Heads heads{8, 2, 64};
+  std::vector<Sequence> sequences;
+  for (const int context : {1, 16, 17, 150, 33}) sequences.push_back(random_sequence(random, heads, context));
+  std::vector<Chunk> chunks;
+  for (const Sequence& s : sequences) chunks.push_back({&s, s.context, std::min(s.context, 20)});
+  chunks.push_back({&sequences[3], 149, 1});
+  const auto batch = PagedBatch(random, heads, chunks).attend(device_, 0.125f);
+  std::vector<Half> alone;
+  for (const Chunk& chunk : chunks) {
+    const auto one = PagedBatch(random, heads, {chunk}).attend(device_, 0.125f);
+    alone.insert(alone.end(), one.begin(), one.end());
+  }
+  EXPECT_EQ(batch, alone);
+}
+
+TEST_P(CpuAttention, ThreadsDoNotChangeTheResult) {
+  Random random(6);
+  const Heads heads{8, 4, 96};
+  const Sequence a = random_sequence(random, heads, 200), b = random_sequence(random, heads, 31);
+  PagedBatch batch(random, heads, {{&a, 200, 77}, {&b, 31, 31}});
+  CpuDevice one(1), five(5);
+  EXPECT_EQ(batch.attend(one, 0.1f), batch.attend(five, 0.1f));
+}
+
+// A NaN in the context is a bug upstream: it must show, not vanish in the softmax.
+TEST_P(CpuAttention, NanInTheContextShows) {
+  Random random(7);
+  const Heads heads{1, 1, 64};
+  for (const bool in_key : {true, false}) {
+    Sequence s = random_sequence(random, heads, 40);
+    (in_key ? s.k : s.v)[17 * 64 + 3] = kNanHalf;
+    const auto out = PagedBatch(random, heads, {{&s, 40, 40}}).attend(device_, 0.125f);
+    for (int t = 0; t < 40; ++t) EXPECT_EQ(std::isnan(to_float(out[size_t(t) * 64 + 3])), t >= 17) << t;
+  }
+}
+
+TEST_P(CpuAttention, EmptyBatchDoesNothing) {
+  const int32_t start = 0;
+  EXPECT_NO_THROW(ops_.attention(context_, {.qkv = nullptr,
+                                            .seqs = {.count = 0, .query_start = &start},
+                                            .kv = {},
+                                            .n = 0,
+                                            .q_heads = 1,
+                                            .kv_heads = 1,
+                                            .head_dim = 64,
+                                            .block_size = 16,
+                                            .scale = 1,
+                                            .out = nullptr}));
+}
+
+TEST_P(CpuAttention, RefusesImpossibleShapes) {
+  Random random(8);
+  const Heads heads{3, 1, 8};
+  const Sequence s = random_sequence(random, heads, 2);
+  PagedBatch batch(random, heads, {{&s, 2, 2}});
+  std::vector<Half> out(3 * 8 * 2);
+  for (const auto change :
+       {+[](AttentionArgs& a) { a.head_dim = 100000; }, +[](AttentionArgs& a) { a.kv_heads = 2; },
+        +[](AttentionArgs& a) { a.block_size = 0; }}) {
+    AttentionArgs args = batch.args(1, out);
+    change(args);
+    EXPECT_THROW(ops_.attention(context_, args), Error);
+  }
+}
+
+}  // namespace
+}  // namespace spinfer::test
