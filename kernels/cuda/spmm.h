@@ -1,0 +1,56 @@
+// The Hopper SpMM of the decode regime: y = act(W·x + b) + residual for n ≤ 64 tokens, W as strip streams
+// (kernels/format/strip_stream.h). Needs sm_90a.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels/cuda/spmm_plan.h"
+#include "kernels/format/strip_stream.h"
+#include "kernels/ops.h"
+
+namespace spinfer::cuda {
+
+class Context;
+
+inline constexpr int kStreamMaxTokens = 64;
+
+/// A weight in the device layout. `Linear::layout` points to one of these (host memory) where a GPU weight
+/// has it.
+struct StripStream {
+  StripStreamView view;         ///< device pointers
+  uint32_t* tickets = nullptr;  ///< [strips], device, zero between launches
+  int warps = 16;               ///< strips a thread block works on; fixed per weight, see plan_strip_layout
+  int64_t device_bytes = 0;     ///< all of it
+  std::vector<std::shared_ptr<const void>> storage;
+};
+
+/// Makes the layout on the GPU from canonical arrays on the same GPU, which may be freed afterwards.
+/// Synchronises the context's stream.
+StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& device_matrix);
+/// The same with a cut of the caller's, for tests and tuning.
+StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& device_matrix,
+                                        StripLayoutPlan layout);
+
+/// One multiplication. Device pointers.
+struct SpmmArgs {
+  const StripStream& w;
+  const Half* x = nullptr;     ///< [n][k]
+  int n = 0;                   ///< 1 … kStreamMaxTokens
+  const Half* bias = nullptr;  ///< [m], or null
+  Activation act = Activation::none;
+  const Half* residual = nullptr;  ///< [n][m], or null; may be y
+  void* y = nullptr;               ///< [n][m] Half, or float if `fp32_out`
+  bool fp32_out = false;           ///< logits: not rounded to fp16; no residual
+};
+
+/// Workspace `spmm_stream` takes from the context for this weight, whatever n is.
+size_t spmm_workspace_bytes(const StripStream& w, const GpuFacts& gpu);
+
+/// Queues it on the context's stream, as a programmatic dependent launch: weights stream in while the kernel
+/// before still runs. The result of a token depends on its x alone, bit for bit, whatever n is.
+void spmm_stream(Context& context, const SpmmArgs& args);
+
+}  // namespace spinfer::cuda
