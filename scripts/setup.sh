@@ -8,7 +8,7 @@ packages=(
   g++ cmake ninja-build ccache pkg-config     # toolchain
   nlohmann-json3-dev libcli11-dev             # JSON, command line
   libspdlog-dev libfmt-dev                    # logging, formatting
-  libsentencepiece-dev libpcre2-dev           # tokenizers
+  libsentencepiece-dev libpcre2-dev libutf8proc-dev  # tokenizers
   libxxhash-dev                               # prefix-cache hashes
   libgtest-dev                                # tests
   clang libclang-rt-14-dev                    # fuzz targets (libFuzzer)

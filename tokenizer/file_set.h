@@ -1,0 +1,58 @@
+// The files of a tokenizer, read whole and bounded. Everything behind it works on memory only.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace spinfer {
+
+/// Largest tokenizer file that is read; the largest real ones are about 35 MB (tokenizer.json of 256k
+/// pieces).
+inline constexpr size_t kMaxTokenizerFileBytes = size_t{64} << 20;
+
+struct TokenizerFile {
+  std::string name;  ///< "tokenizer.json", "merges.txt", ...
+  std::string path;  ///< what error messages call it
+  std::string content;
+};
+
+/// Throws std::runtime_error "<path>: <problem>" on one line; control characters of `problem` are blanked.
+[[noreturn]] void fail_file(std::string_view path, std::string_view problem);
+
+/// Runs `f`; an std::runtime_error it throws (without a file name) is thrown again by fail_file.
+template <typename F>
+auto naming_file(std::string_view path, F&& f) {
+  try {
+    return f();
+  } catch (const std::runtime_error& e) {
+    fail_file(path, e.what());
+  }
+}
+
+/// `text` in quotes for an error message: control characters escaped, cut after 40 bytes.
+std::string in_quotes(std::string_view text);
+
+class FileSet {
+ public:
+  /// Every name the loaders know, in no particular order.
+  static const std::vector<std::string>& known_names();
+  /// Reads those of known_names() that are in `dir`. Throws for a directory or device in place of a file, a
+  /// file that cannot be read or is larger than kMaxTokenizerFileBytes, and a `dir` that is none.
+  static FileSet read(const std::filesystem::path& dir);
+  FileSet(std::string dir, std::vector<TokenizerFile> files)
+      : dir_(std::move(dir)), files_(std::move(files)) {}
+
+  /// nullptr if there is no such file.
+  const TokenizerFile* find(std::string_view name) const;
+  const std::string& dir() const { return dir_; }
+
+ private:
+  std::string dir_;
+  std::vector<TokenizerFile> files_;
+};
+
+}  // namespace spinfer
