@@ -36,7 +36,10 @@ struct EngineOptions {
   int64_t num_kv_blocks = 0;  ///< overrides kv_cache_bytes
   int block_size = 16;
   bool prefix_caching = true;
-  std::function<void(int64_t done, int64_t total)> load_progress;
+  double watchdog_seconds =
+      30;  ///< GPUs, several ranks: a step that takes longer counts as failed; 0 = no limit
+  std::function<void(int64_t done, int64_t total)> load_progress;  ///< bytes, summed over ranks
+  const Backend* backend = nullptr;  ///< instead of the one `device` names: for tests
 };
 
 /// Bytes of the whole engine (sums over ranks unless said).
@@ -51,6 +54,20 @@ struct MemoryReport {
   double sparsity = 0;  ///< of the linears
   int sparse_linears = 0;
   int dense_linears = 0;
+};
+
+/// Counters since the start, and the state after the last step.
+struct EngineStats {
+  int running = 0;
+  int waiting = 0;
+  int64_t kv_blocks_free = 0;
+  int64_t kv_blocks_used = 0;
+  int64_t kv_blocks_cached = 0;
+  int64_t preemptions = 0;
+  int64_t prompt_tokens = 0;  ///< of requests added
+  int64_t generated_tokens = 0;
+  int64_t prefix_queried_tokens = 0;  ///< prompt tokens looked up in the prefix cache
+  int64_t prefix_hit_tokens = 0;      ///< and found there
 };
 
 /// Times of one step, for benchmarks.
@@ -73,9 +90,11 @@ class Engine {
   /// are ignored.
   void cancel(RequestId id);
   bool has_work() const;
-  /// Schedule, run, postprocess. Returns what changed; empty if there was nothing to do. After an exception
-  /// from a device every request has failed and the engine is unusable.
+  /// Schedule, run, postprocess. Returns what changed; empty if there was nothing to do. When a device fails,
+  /// all requests end with FinishReason::error and the cause, and `failure` says it from then on.
   std::vector<RequestUpdate> step();
+  /// Why the engine stopped working; empty while it works. It takes no more requests then.
+  const std::string& failure() const;
 
   const ModelConfig& config() const;
   const Tokenizer* tokenizer() const;  ///< null where the directory has no tokenizer files
@@ -83,6 +102,7 @@ class Engine {
   int ranks() const;
   const char* backend_name() const;  ///< "cpu", "cuda"
   MemoryReport memory() const;
+  EngineStats stats() const;
   StepStats last_step() const;
   RequestTimes times(RequestId id) const;  ///< of a request that ended in the last step or still runs
   void check_integrity() const;            ///< throws `Error` if the KV cache's books do not balance

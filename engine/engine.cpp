@@ -1,0 +1,394 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <mutex>
+#include <numeric>
+#include <thread>
+#include <utility>
+
+#include "engine/batch.h"
+#include "engine/kv_cache.h"
+#include "engine/memory_plan.h"
+#include "engine/request_output.h"
+#include "engine/scheduler.h"
+#include "engine/tensor_parallel.h"
+#include "kernels/check.h"
+#include "kernels/thread_pool.h"
+
+namespace spinfer {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// Seed of a request that names none: SplitMix64 of the engine's seed and the request's number.
+uint64_t draw_seed(uint64_t engine_seed, RequestId id) {
+  uint64_t z = engine_seed + 0x9e3779b97f4a7c15ull * (id + 1);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  return z ^ (z >> 31);
+}
+
+std::optional<Tokenizer> load_tokenizer(const EngineOptions& options, const ModelConfig& config) {
+  if (options.random_weights || !Tokenizer::present(options.model)) return std::nullopt;
+  return Tokenizer::load(options.model, {.model_type = config.model_type,
+                                         .vocab_size = int32_t(config.vocab_size),
+                                         .bos_id = config.bos_id,
+                                         .eos_ids = config.eos_ids});
+}
+
+/// Adds up the progress of ranks that load at the same time.
+class LoadProgress {
+ public:
+  LoadProgress(const std::function<void(int64_t, int64_t)>& report, int world)
+      : report_(report), done_(size_t(world)), total_(size_t(world)) {}
+
+  std::function<void(int64_t, int64_t)> of_rank(int rank) {
+    if (!report_) return {};
+    return [this, rank](int64_t done, int64_t total) {
+      const std::lock_guard lock(mutex_);
+      done_[size_t(rank)] = done;
+      total_[size_t(rank)] = total;
+      report_(std::accumulate(done_.begin(), done_.end(), int64_t{0}),
+              std::accumulate(total_.begin(), total_.end(), int64_t{0}));
+    };
+  }
+
+ private:
+  const std::function<void(int64_t, int64_t)>& report_;
+  std::mutex mutex_;
+  std::vector<int64_t> done_, total_;
+};
+
+void load_ranks(TensorParallel& ranks, const EngineOptions& options, const ModelConfig& config) {
+  const int cores = options.threads > 0 ? options.threads : int(std::thread::hardware_concurrency());
+  const int threads = std::max(1, cores / ranks.world());
+  LoadProgress progress(options.load_progress, ranks.world());
+  ranks.on_all([&](Runner& runner) {
+    ThreadPool pool(threads);
+    const Shard shard = runner.shard();
+    const LoadOptions load{.dense = options.dense,
+                           .min_sparsity = options.min_sparsity,
+                           .pack_head = false,
+                           .progress = progress.of_rank(shard.rank)};
+    runner.set_model(
+        options.random_weights
+            ? random_model(config, *options.random_weights, options.seed, runner.device(), pool, shard, load)
+            : load_model(options.model, config, runner.device(), pool, shard, load));
+  });
+}
+
+/// The plan all ranks can keep: the one with the fewest KV blocks.
+MemoryPlan plan_ranks(TensorParallel& ranks, const EngineOptions& options, const ModelConfig& config,
+                      bool host) {
+  std::optional<MemoryPlan> least;
+  for (int r = 0; r < ranks.world(); ++r) {
+    Runner& runner = ranks.rank(r);
+    const RankBudget budget =
+        budget_after_loading(options, runner.device().info(), host ? "CPU" : fmt::format("GPU {}", r), host,
+                             runner.model().report.device_bytes);
+    const MemoryPlan plan = plan_memory(config, options, budget);
+    if (!least || plan.kv_blocks < least->kv_blocks) least = plan;
+  }
+  return *least;
+}
+
+struct Request {
+  RequestOutput output;
+  Clock::time_point arrived;
+  RequestTimes times;
+};
+
+struct Step {
+  Clock::time_point start;
+  Decision decision;
+  Batch batch;
+};
+
+}  // namespace
+
+struct Engine::State {
+  EngineOptions options;
+  const Backend& backend;
+  ModelConfig config;
+  std::optional<Tokenizer> tokenizer;
+  std::vector<int32_t> eos_ids;
+  std::unique_ptr<TensorParallel> ranks;
+  MemoryPlan plan;
+  KvCache kv;
+  Scheduler scheduler;
+
+  std::map<RequestId, Request> requests;    // waiting and running, as the scheduler's sequences
+  std::vector<RequestId> cancelled;         // to be ended by the next step
+  std::vector<RequestUpdate> updates;       // of the current step
+  std::map<RequestId, RequestTimes> ended;  // by the last step
+  std::string failure;
+  RequestId last_id = 0;
+  int64_t prompt_tokens = 0;
+  int64_t generated_tokens = 0;
+  StepStats last_step;
+
+  State(const EngineOptions& options, const Backend& backend, ModelConfig config,
+        std::optional<Tokenizer> tokenizer, std::unique_ptr<TensorParallel> ranks, const MemoryPlan& plan)
+      : options(options),
+        backend(backend),
+        config(std::move(config)),
+        tokenizer(std::move(tokenizer)),
+        ranks(std::move(ranks)),
+        plan(plan),
+        kv(plan.kv_blocks, plan.block_size, options.prefix_caching),
+        scheduler({.max_num_seqs = plan.limits.max_seqs,
+                   .max_num_batched_tokens = plan.limits.max_tokens,
+                   .max_logits = plan.limits.max_logits},
+                  kv) {
+    eos_ids = this->config.eos_ids;
+    if (this->tokenizer && eos_ids.empty()) eos_ids = this->tokenizer->eos_ids();
+  }
+
+  void check_request(const std::vector<int32_t>& prompt, const SamplingParams& params) const;
+  Step schedule();
+  std::optional<StepResult> run(const Step& step);
+  std::vector<RequestUpdate> postprocess(const Step& step, const std::optional<StepResult>& result);
+  void accept_token(const Batch& batch, const StepResult& result, size_t row);
+  void close(RequestId id);
+};
+
+std::vector<RequestUpdate> Engine::step() {
+  const Step step = state_->schedule();
+  const std::optional<StepResult> result = state_->run(step);
+  return state_->postprocess(step, result);
+}
+
+Step Engine::State::schedule() {
+  Step step{.start = Clock::now(), .decision = {}, .batch = {}};
+  updates.clear();
+  ended.clear();
+  for (const RequestId id : std::exchange(cancelled, {})) {
+    const auto request = requests.find(id);
+    if (request == requests.end()) continue;
+    request->second.output.end(FinishReason::cancelled);
+    close(id);
+  }
+  step.decision = scheduler.schedule();
+  step.batch = make_batch(step.decision, kv);
+  for (const ScheduledTokens& work : step.decision.work) {
+    Request& request = requests.at(work.seq->id);
+    if (request.times.first_scheduled == 0) request.times.first_scheduled = seconds_since(request.arrived);
+  }
+  return step;
+}
+
+/// None if a device failed.
+std::optional<StepResult> Engine::State::run(const Step& step) {
+  if (step.batch.tokens() == 0) return StepResult{};
+  try {
+    StepResult result;
+    const double watchdog = backend.name == std::string_view("cpu") ? 0 : options.watchdog_seconds;
+    ranks->on_all(
+        [&](Runner& runner) {
+          StepResult mine = runner.run(step.batch);
+          if (runner.shard().rank == 0) result = std::move(mine);
+        },
+        watchdog);
+    return result;
+  } catch (const std::exception& error) {
+    failure = error.what();
+    return std::nullopt;
+  }
+}
+
+std::vector<RequestUpdate> Engine::State::postprocess(const Step& step,
+                                                      const std::optional<StepResult>& result) {
+  if (result) {
+    scheduler.complete(step.decision);
+    const Batch& batch = step.batch;
+    for (size_t i = 0; i < batch.scores.size(); ++i) {
+      requests.at(batch.scores[i].id).output.add_score(batch.scores[i].position, result->score_logprobs[i]);
+    }
+    for (size_t row = 0; row < batch.sample_ids.size(); ++row) accept_token(batch, *result, row);
+  } else {
+    while (!requests.empty()) {
+      const auto& [id, request] = *requests.begin();
+      requests.begin()->second.output.end(FinishReason::error, failure);
+      close(id);
+    }
+  }
+  last_step = {.prefill_tokens = step.decision.prefill_tokens,
+               .decode_tokens = step.decision.decode_tokens,
+               .seconds = seconds_since(step.start)};
+  return std::exchange(updates, {});
+}
+
+void Engine::State::accept_token(const Batch& batch, const StepResult& result, size_t row) {
+  const RequestId id = batch.sample_ids[row];
+  Request& request = requests.at(id);
+  const int64_t listed = std::min<int64_t>(batch.top, config.vocab_size);
+  TokenLogprob token{.id = result.ids[row], .logprob = 0, .top = {}};
+  if (row < size_t(batch.logprob_rows)) {
+    token.logprob = result.logprobs[row];
+    const int64_t wanted = std::min<int64_t>(scheduler.find(id)->params.logprobs, listed);
+    for (int64_t i = int64_t(row) * listed; i < int64_t(row) * listed + wanted; ++i) {
+      token.top.push_back({result.top_ids[size_t(i)], result.top_logprobs[size_t(i)]});
+    }
+  }
+  if (!request.output.prompt_finished()) {
+    request.output.finish_prompt(token.top);
+    request.times.first_token = seconds_since(request.arrived);
+  }
+  if (!request.output.finished()) {
+    request.output.add_token(std::move(token));
+    ++generated_tokens;
+  }
+  if (request.output.finished()) return close(id);
+  scheduler.append(id, result.ids[row]);
+  updates.push_back(request.output.take_update());
+}
+
+/// Reports the end of a request, frees its blocks and forgets it.
+void Engine::State::close(RequestId id) {
+  Request& request = requests.at(id);
+  request.times.finished = seconds_since(request.arrived);
+  ended[id] = request.times;
+  updates.push_back(request.output.take_update());
+  updates.back().cached_prompt_tokens = scheduler.find(id)->cached_prompt;
+  scheduler.remove(id);
+  requests.erase(id);
+}
+
+std::unique_ptr<Engine> Engine::create(const EngineOptions& options) {
+  check_engine_options(options);
+  const Backend& backend = options.backend ? *options.backend : select_backend(options.device);
+  const bool host = backend.name == std::string_view("cpu");
+  ModelConfig config = load_config(options.model);
+  check_tensor_parallel(config, options.tensor_parallel);
+  std::optional<Tokenizer> tokenizer = load_tokenizer(options, config);
+  auto ranks = std::make_unique<TensorParallel>(
+      backend, options.tensor_parallel,
+      DeviceOptions{.ordinal = 0, .threads = options.threads, .deterministic = options.deterministic});
+  load_ranks(*ranks, options, config);
+  const MemoryPlan plan = plan_ranks(*ranks, options, config, host);
+  ranks->on_all([&](Runner& runner) { runner.allocate(plan.limits, plan.kv_blocks, plan.block_size); });
+  return std::unique_ptr<Engine>(new Engine(std::make_unique<State>(
+      options, backend, std::move(config), std::move(tokenizer), std::move(ranks), plan)));
+}
+
+Engine::Engine(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Engine::~Engine() = default;
+
+void Engine::State::check_request(const std::vector<int32_t>& prompt, const SamplingParams& params) const {
+  check(failure.empty(), "the engine has stopped: {}", failure);
+  check_sampling_params(params);
+  check(!prompt.empty(), "the prompt has no tokens");
+  for (const int32_t token : prompt) {
+    check(token >= 0 && token < config.vocab_size, "token id {}: must be 0 to {}", token,
+          config.vocab_size - 1);
+  }
+  check(params.stop.empty() || tokenizer, "stop strings need a tokenizer, and {} has no tokenizer files",
+        options.model.string());
+  const int64_t length = int64_t(prompt.size()) + params.max_tokens;
+  if (length <= plan.max_model_len) return;
+  const bool kv_bound = options.max_model_len == 0 && plan.max_model_len < config.max_positions;
+  fail("a prompt of {} tokens and {} new ones are {} tokens: the limit is {} ({})", prompt.size(),
+       params.max_tokens, length, plan.max_model_len,
+       kv_bound ? fmt::format("what the KV cache of {} blocks of {} tokens holds; the model has {} positions",
+                              plan.kv_blocks, plan.block_size, config.max_positions)
+       : options.max_model_len > 0 ? "--max-model-len"
+                                   : "the model's positions");
+}
+
+RequestId Engine::add_request(std::vector<int32_t> prompt, const SamplingParams& params) {
+  State& s = *state_;
+  s.check_request(prompt, params);
+  const RequestId id = s.last_id + 1;
+  RequestOutput output(id, prompt, params, tokenizer(), s.eos_ids);
+  const int64_t prompt_tokens = int64_t(prompt.size());
+  s.scheduler.add(Sequence(id, std::move(prompt), params, draw_seed(s.options.seed, id)));
+  s.requests.emplace(id, Request{std::move(output), Clock::now(), {}});
+  s.prompt_tokens += prompt_tokens;
+  return s.last_id = id;
+}
+
+void Engine::cancel(RequestId id) {
+  state_->cancelled.push_back(id);
+}
+bool Engine::has_work() const {
+  return !state_->requests.empty();
+}
+const std::string& Engine::failure() const {
+  return state_->failure;
+}
+const ModelConfig& Engine::config() const {
+  return state_->config;
+}
+const Tokenizer* Engine::tokenizer() const {
+  return state_->tokenizer ? &*state_->tokenizer : nullptr;
+}
+int64_t Engine::max_model_len() const {
+  return state_->plan.max_model_len;
+}
+int Engine::ranks() const {
+  return state_->ranks->world();
+}
+const char* Engine::backend_name() const {
+  return state_->backend.name;
+}
+StepStats Engine::last_step() const {
+  return state_->last_step;
+}
+void Engine::check_integrity() const {
+  state_->kv.check_integrity();
+}
+
+MemoryReport Engine::memory() const {
+  MemoryReport memory;
+  int64_t weights = 0, nonzeros = 0;
+  for (int r = 0; r < ranks(); ++r) {
+    Runner& runner = state_->ranks->rank(r);
+    const WeightReport& report = runner.model().report;
+    weights += report.linear_weights;
+    nonzeros += report.linear_nonzeros;
+    memory.weights_dense_bytes += report.dense_bytes;
+    memory.weights_packed_bytes += report.packed_bytes;
+    memory.weights_bytes += report.device_bytes;
+    memory.kv_bytes += runner.device().bytes(MemoryUse::kv_cache);
+    memory.workspace_bytes += runner.device().bytes(MemoryUse::workspace);
+    memory.peak_bytes += runner.device().peak_bytes();
+  }
+  const WeightReport& first = state_->ranks->rank(0).model().report;
+  memory.parameters = first.parameters;
+  memory.sparse_linears = first.sparse_linears;
+  memory.dense_linears = first.dense_linears;
+  memory.sparsity = weights > 0 ? 1 - double(nonzeros) / double(weights) : 0;
+  return memory;
+}
+
+EngineStats Engine::stats() const {
+  const State& s = *state_;
+  const KvCacheCounts blocks = s.kv.counts();
+  return {.running = s.scheduler.running(),
+          .waiting = s.scheduler.waiting(),
+          .kv_blocks_free = blocks.free,
+          .kv_blocks_used = blocks.used,
+          .kv_blocks_cached = blocks.cached,
+          .preemptions = s.scheduler.preemptions(),
+          .prompt_tokens = s.prompt_tokens,
+          .generated_tokens = s.generated_tokens,
+          .prefix_queried_tokens = s.scheduler.prefix_queried_tokens(),
+          .prefix_hit_tokens = s.scheduler.prefix_hit_tokens()};
+}
+
+RequestTimes Engine::times(RequestId id) const {
+  if (const auto running = state_->requests.find(id); running != state_->requests.end()) {
+    return running->second.times;
+  }
+  const auto ended = state_->ended.find(id);
+  check(ended != state_->ended.end(), "request {} ended before the last step", id);
+  return ended->second;
+}
+
+}  // namespace spinfer

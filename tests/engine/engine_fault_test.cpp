@@ -1,0 +1,164 @@
+// A device that fails in the middle of a step: every request learns the cause, nothing hangs, the blocks come
+// back.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <stdexcept>
+#include <thread>
+
+#include "engine/tensor_parallel.h"
+#include "kernels/check.h"
+#include "tests/engine/engine_fixture.h"
+
+namespace spinfer {
+namespace {
+
+// Read by the op below, which is a plain function.
+std::atomic<int> calls_until_fault{-1};
+
+void attention_with_fault(DeviceContext& context, const AttentionArgs& args) {
+  if (calls_until_fault.fetch_sub(1) == 0) throw std::runtime_error("injected fault in attention");
+  cpu_backend().attention(context, args);
+}
+
+/// The CPU's table with attention replaced.
+Backend faulty_backend() {
+  const Backend& cpu = cpu_backend();
+  return {.name = cpu.name,
+          .device_count = cpu.device_count,
+          .open = cpu.open,
+          .close = cpu.close,
+          .info = cpu.info,
+          .allocate = cpu.allocate,
+          .release = cpu.release,
+          .upload = cpu.upload,
+          .download = cpu.download,
+          .fill_zero = cpu.fill_zero,
+          .synchronize = cpu.synchronize,
+          .prepare_linear = cpu.prepare_linear,
+          .embed = cpu.embed,
+          .add_norm = cpu.add_norm,
+          .linear = cpu.linear,
+          .rope_append = cpu.rope_append,
+          .attention = attention_with_fault,
+          .gated_activation = cpu.gated_activation,
+          .gather_rows = cpu.gather_rows,
+          .logits = cpu.logits,
+          .sample = cpu.sample,
+          .logprobs = cpu.logprobs,
+          .connect = cpu.connect,
+          .all_reduce = cpu.all_reduce,
+          .all_gather_cols = cpu.all_gather_cols,
+          .abort_group = cpu.abort_group};
+}
+
+class EngineFault : public testing::TestWithParam<int> {};
+
+TEST_P(EngineFault, EndsEveryRequestWithTheCause) {
+  const TinyModel model;
+  const Backend backend = faulty_backend();
+  auto options = model.options();
+  options.backend = &backend;
+  options.tensor_parallel = GetParam();
+  options.max_num_seqs = 3;
+  calls_until_fault = -1;
+  const auto engine = Engine::create(options);
+  std::mt19937 random(3);
+  for (int i = 0; i < 5; ++i)
+    engine->add_request(random_prompt(random, 9), {.max_tokens = 50, .ignore_eos = true});
+  calls_until_fault = 4 * 2 * GetParam();  // in the fifth step, on one rank
+
+  const auto start = std::chrono::steady_clock::now();
+  const auto answers = run_to_end(*engine);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
+  ASSERT_EQ(answers.size(), 5u);
+  for (const auto& [id, answer] : answers) {
+    EXPECT_EQ(answer.finish, FinishReason::error);
+    EXPECT_EQ(answer.error, "injected fault in attention");
+    EXPECT_EQ(answer.ids.size(), id <= 3 ? 4u : 0u);
+  }
+  EXPECT_EQ(engine->failure(), "injected fault in attention");
+  EXPECT_FALSE(engine->has_work());
+  EXPECT_TRUE(engine->step().empty());
+  EXPECT_EQ(engine->stats().kv_blocks_used, 0);
+  try {
+    engine->add_request({1}, {});
+    FAIL() << "a failed engine took a request";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("injected fault"), std::string::npos) << e.what();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, EngineFault, testing::Values(1, 2), testing::PrintToStringParamName());
+
+TEST(TensorParallel, RunsEveryRankOnceAndJoinsThem) {
+  TensorParallel ranks(cpu_backend(), 3, {.threads = 3});
+  std::vector<int> runs(3);
+  std::vector<float> sums(3, -1);
+  for (int round = 0; round < 50; ++round) {
+    ranks.on_all([&](Runner& runner) {
+      const int rank = runner.shard().rank;
+      ++runs[size_t(rank)];
+      Half x = to_half(float(rank + 1));
+      cpu_backend().all_reduce(runner.device().context(), &x, 1);
+      sums[size_t(rank)] = to_float(x);
+    });
+  }
+  EXPECT_EQ(runs, (std::vector<int>{50, 50, 50}));
+  EXPECT_EQ(sums, (std::vector<float>{6, 6, 6}));
+}
+
+TEST(TensorParallel, RethrowsTheFirstErrorAndWakesWaitingRanks) {
+  TensorParallel ranks(cpu_backend(), 3, {.threads = 3});
+  std::atomic<int> woken = 0;
+  const auto body = [&](Runner& runner) {
+    if (runner.shard().rank == 1) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));  // the others wait by now
+      throw Error("rank 1 gave up");
+    }
+    Half x;
+    try {
+      cpu_backend().all_reduce(runner.device().context(), &x, 1);
+    } catch (const Error&) {
+      ++woken;
+      throw;
+    }
+  };
+  try {
+    ranks.on_all(body);
+    FAIL() << "no error";
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(), "rank 1 gave up");
+  }
+  EXPECT_EQ(woken, 2);
+  EXPECT_THROW(ranks.on_all([](Runner&) {}), Error);
+}
+
+TEST(TensorParallel, WatchdogEndsAStepThatHangs) {
+  TensorParallel ranks(cpu_backend(), 2, {.threads = 2});
+  EXPECT_NO_THROW(ranks.on_all([](Runner&) {}, 5));
+  try {
+    ranks.on_all(
+        [&](Runner& runner) {
+          if (runner.shard().rank == 0) return;  // never comes to the collective
+          Half x;
+          cpu_backend().all_reduce(runner.device().context(), &x, 1);
+        },
+        0.05);
+    FAIL() << "no error";
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(), "1 of 2 ranks did not finish a step within 0.05 s");
+  }
+}
+
+TEST(TensorParallel, OneRankRunsOnTheCallersThread) {
+  TensorParallel one(cpu_backend(), 1, {.threads = 1});
+  std::thread::id id;
+  one.on_all([&](Runner&) { id = std::this_thread::get_id(); });
+  EXPECT_EQ(id, std::this_thread::get_id());
+  EXPECT_THROW(one.on_all([](Runner&) { throw std::runtime_error("alone"); }), std::runtime_error);
+}
+
+}  // namespace
+}  // namespace spinfer
