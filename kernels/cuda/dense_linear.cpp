@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cstring>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -19,9 +19,12 @@
 namespace spinfer::cuda {
 namespace {
 
-constexpr int kHeuristicCandidates = 24;  // asked of cuBLASLt; it returns 8–24 for fp16 shapes of models
-constexpr int kFinalists = 4;             // timed at length after a short screening
-constexpr int kSlice = 1024;  // tokens whose fp32 product is held at a time where our epilogue finishes it
+constexpr size_t kMaxCandidates = 40;
+constexpr int kHeuristicCandidates = 24;  // asked of cuBLASLt; it returns about 8 for fp16 shapes of models
+constexpr size_t kMaxCopies =
+    32;  // of W while timing: enough for 4 × L2 from 8 MB up; smaller ones stay warm anyway
+constexpr int kFinalists = 4;  // timed at length after a short screening
+constexpr int kSlice = 1024;   // tokens whose fp32 product is held at a time where our epilogue finishes it
 
 /// What cuBLASLt's epilogue can do in the multiplication itself.
 enum class Fusion { plain, bias, relu, relu_bias, gelu, gelu_bias };
@@ -179,7 +182,8 @@ class Tuner {
     const size_t wanted = size_t(4 * context.facts().l2_bytes);
     const size_t room = size_t(context.info().free_bytes) / 2;
     weights_.push_back(args.w);
-    for (size_t total = bytes; total < wanted && total + bytes < room; total += bytes) {
+    for (size_t total = bytes; total < wanted && total + bytes < room && weights_.size() < kMaxCopies;
+         total += bytes) {
       copies_.push_back(context.allocate_shared(bytes));
       SPINFER_CUDA_CHECK(
           cudaMemcpyAsync(copies_.back().get(), args.w, bytes, cudaMemcpyDeviceToDevice, context.stream()));
@@ -204,7 +208,7 @@ class Tuner {
       float us;
     };
     std::vector<Timed> timed;
-    const auto algorithms = problem_.candidates(context_, alignment_of(args_), kHeuristicCandidates);
+    const auto algorithms = all_candidates();
     for (size_t i = 0; i < algorithms.size(); ++i)
       if (const auto us = time(algorithms[i], 4)) timed.push_back({algorithms[i], int(i), *us});
     if (gemm_ex_can(args_))
@@ -232,6 +236,23 @@ class Tuner {
   }
 
  private:
+  /// cuBLASLt's heuristic offers about eight algorithms a shape. Those it offers for other token counts run
+  /// too, and often faster: all that cuBLASLt accepts for this problem.
+  std::vector<cublasLtMatmulAlgo_t> all_candidates() {
+    auto algorithms = problem_.candidates(context_, alignment_of(args_), kHeuristicCandidates);
+    for (const int n : {8, 16, 32, 64, 128, 256, 512, 1024, 2048}) {
+      if (n == args_.n || algorithms.size() >= kMaxCandidates) continue;
+      for (const auto& other :
+           LtProblem(args_, n).candidates(context_, alignment_of(args_), kHeuristicCandidates)) {
+        const auto same = [&](const cublasLtMatmulAlgo_t& a) {
+          return std::memcmp(&a, &other, sizeof a) == 0;
+        };
+        if (std::none_of(algorithms.begin(), algorithms.end(), same) && problem_.accepts(context_, other))
+          algorithms.push_back(other);
+      }
+    }
+    return algorithms;
+  }
   /// Microseconds a launch, or nothing where the algorithm does not run.
   std::optional<float> time(const std::optional<cublasLtMatmulAlgo_t>& algorithm, int launches) {
     if (!launch(algorithm)) return std::nullopt;

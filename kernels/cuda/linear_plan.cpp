@@ -1,5 +1,7 @@
 #include "kernels/cuda/linear_plan.h"
 
+#include <array>
+
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
 
@@ -21,12 +23,27 @@ std::string_view to_string(LinearKernel kernel) {
   return "?";
 }
 
-LinearKernel choose_linear_kernel(const LinearProblem& problem, const GpuFacts&) {
-  if (problem.dense) return LinearKernel::dense;
-  check(problem.canonical || problem.streams, "linear {}×{}: the weight has no arrays on the device",
-        problem.m, problem.k);
-  if (problem.n <= kDecodeTokens) return problem.streams ? LinearKernel::stream : LinearKernel::smbd;
-  return LinearKernel::scratch;
+bool can_run(LinearKernel kernel, const LinearProblem& p, const GpuFacts&) {
+  switch (kernel) {
+    case LinearKernel::dense:
+      return p.dense;
+    case LinearKernel::smbd:
+    case LinearKernel::scratch:
+      return !p.dense && p.canonical;
+    case LinearKernel::stream:
+    case LinearKernel::fused:
+      return false;
+  }
+  return false;
+}
+
+LinearKernel choose_linear_kernel(const LinearProblem& p, const GpuFacts& gpu) {
+  const auto kinds = p.n <= kDecodeTokens
+                         ? std::array{LinearKernel::dense, LinearKernel::stream, LinearKernel::smbd}
+                         : std::array{LinearKernel::dense, LinearKernel::fused, LinearKernel::scratch};
+  for (const LinearKernel kernel : kinds)
+    if (can_run(kernel, p, gpu)) return kernel;
+  fail("linear {}×{}: the weight has no arrays that a kernel of this device reads", p.m, p.k);
 }
 
 }  // namespace spinfer::cuda

@@ -30,6 +30,10 @@ struct LinearProblem {
 /// Where n ≤ 64 the weights' bytes decide, above the tensor cores do.
 inline constexpr int kDecodeTokens = 64;
 
+/// Whether the kernel is right for the problem on this GPU (not whether it is the fastest).
+bool can_run(LinearKernel kernel, const LinearProblem& problem, const GpuFacts& gpu);
+
+/// The fastest kernel that can run it. Throws `Error` for a weight with no arrays at all.
 LinearKernel choose_linear_kernel(const LinearProblem& problem, const GpuFacts& gpu);
 
 }  // namespace spinfer::cuda
