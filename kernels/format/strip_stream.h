@@ -33,19 +33,20 @@ namespace spinfer {
 
 inline constexpr int kStripRows = 16;
 inline constexpr int kStripLanes = 32;
-inline constexpr int kStripQuads = 8;  ///< columns of 16 bytes in a row of 32 words
+inline constexpr int kStripPairs = 16;  ///< columns of 8 bytes in a row of 32 words
 inline constexpr int kBlockColumns = 64;
 inline constexpr int kNibblesPerBlock = 8;
 inline constexpr int kMaxChunkBlocks = 15;  ///< heights are bytes: at most 16 rows a block
 inline constexpr int kChunkRankBytes = 32;
 inline constexpr int kChunkRowBytes = 128;
 
-/// Where a chunk lies and how its streams end.
-struct alignas(16) StripChunk {
-  uint64_t offset;              ///< bytes from the beginning of the data; a multiple of 16
-  uint8_t height[kStripQuads];  ///< rows of each 16-byte column, falling
+/// How a chunk's streams end: rows of each 8-byte column, falling.
+struct alignas(16) ChunkHeights {
+  uint8_t row[kStripPairs];
 };
-static_assert(sizeof(StripChunk) == 16);
+static_assert(sizeof(ChunkHeights) == 16);
+inline constexpr int kChunkAlign = 16;
+inline constexpr int kChunkDirectoryBytes = 4 + 16;
 
 /// How a matrix is cut. Blocks [block_begin(c), block_begin(c + 1)) of each strip are chunk c.
 struct StripShape {
@@ -61,12 +62,13 @@ struct StripShape {
   constexpr int64_t entries() const { return strips() * chunks; }
 };
 
-/// Bytes of a chunk of `blocks` blocks: in memory, and unfolded (all columns height[0] rows) in shared
+/// Bytes of a chunk of `blocks` blocks: in memory, and unfolded (all columns as high as the first) in shared
 /// memory.
-constexpr int64_t chunk_bytes(int blocks, const uint8_t (&height)[kStripQuads]) {
-  int64_t words16 = 0;
-  for (int q = 0; q < kStripQuads; ++q) words16 += height[q];
-  return kChunkRankBytes + int64_t(blocks) * kChunkRowBytes + words16 * 16;
+constexpr int64_t chunk_bytes(int blocks, const ChunkHeights& height) {
+  int64_t pairs = 0;
+  for (int q = 0; q < kStripPairs; ++q) pairs += height.row[q];
+  const int64_t bytes = kChunkRankBytes + int64_t(blocks) * kChunkRowBytes + pairs * 8;
+  return (bytes + kChunkAlign - 1) / kChunkAlign * kChunkAlign;
 }
 constexpr int unfolded_chunk_bytes(int blocks, int height) {
   return kChunkRankBytes + (blocks + height) * kChunkRowBytes;
@@ -78,13 +80,14 @@ constexpr int max_chunk_height(int blocks) {
 /// A matrix in this layout somewhere in memory (host or device); owns nothing.
 struct StripStreamView {
   StripShape shape;
-  const StripChunk* directory = nullptr;  ///< [strips][chunks]
+  const uint32_t* offsets = nullptr;      ///< [strips][chunks], where each chunk begins, in units of 16 bytes
+  const ChunkHeights* heights = nullptr;  ///< [strips][chunks]
   const uint8_t* data = nullptr;          ///< 16-byte aligned
   int64_t data_bytes = 0;
-  int max_height = 0;          ///< largest height[0]
+  int max_height = 0;          ///< largest height of a chunk
   int max_unfolded_bytes = 0;  ///< largest unfolded_chunk_bytes
 
-  constexpr int64_t bytes() const { return data_bytes + shape.entries() * int64_t(sizeof(StripChunk)); }
+  constexpr int64_t bytes() const { return data_bytes + shape.entries() * kChunkDirectoryBytes; }
 };
 
 /// The decoder's table: byte selectors (prmt) of the two registers a nibble fills, low and high 16 bits.
@@ -121,13 +124,15 @@ constexpr int advance_stream(int position, uint32_t mask) {
 /// A matrix in this layout in host memory.
 struct StripStreamHost {
   StripShape shape;
-  std::vector<StripChunk> directory;
+  std::vector<uint32_t> offsets;
+  std::vector<ChunkHeights> heights;
   std::vector<uint8_t> data;
   int max_height = 0;
   int max_unfolded_bytes = 0;
 
   StripStreamView view() const {
-    return {shape, directory.data(), data.data(), int64_t(data.size()), max_height, max_unfolded_bytes};
+    return {shape,      offsets.data(),    heights.data(), data.data(), int64_t(data.size()),
+            max_height, max_unfolded_bytes};
   }
 };
 
