@@ -159,6 +159,10 @@ class Builder {
     }
     if (parts.size() == 1) return parts.front();
     const int64_t k = parts.front().k;
+    const bool together = std::adjacent_find(parts.begin(), parts.end(), [](const auto& a, const auto& b) {
+                            return a.data + a.m * a.k != b.data || a.storage != b.storage;
+                          }) == parts.end();
+    if (together) return {m, k, parts.front().data, parts.front().storage};
     const auto halves = make_halves(m * k);
     int64_t row = 0;
     for (const DenseMatrix& part : parts) {

@@ -82,6 +82,49 @@ TcaBmeMatrix slice_cols(const TcaBmeMatrix& matrix, int64_t begin, int64_t end) 
   return std::move(slice).finish();
 }
 
+namespace {
+
+/// True where the parts' bitmaps follow each other in memory, and so do their values: a packed file holds the
+/// parts of one linear so.
+bool lie_together(std::span<const TcaBmeMatrix> parts) {
+  for (size_t i = 1; i < parts.size(); ++i) {
+    const TcaBmeView &before = parts[i - 1].view(), &after = parts[i].view();
+    if (before.bitmaps + before.tiles() * kBitmapsPerGroupTile != after.bitmaps) return false;
+    if (before.values + before.nonzeros != after.values) return false;
+  }
+  return true;
+}
+
+/// The stack in place: only its offsets are its own.
+TcaBmeMatrix stack_in_place(std::span<const TcaBmeMatrix> parts, int64_t m, int64_t nonzeros) {
+  struct Shared {
+    std::vector<std::shared_ptr<const void>> parts;
+    std::vector<uint32_t> offsets32;
+    std::vector<uint64_t> offsets64;
+  };
+  auto shared = std::make_shared<Shared>();
+  TcaBmeView stack{m, parts[0].view().k, nonzeros, parts[0].view().bitmaps, parts[0].view().values};
+  const auto rebase = [&](auto& offsets) {
+    offsets.reserve(size_t(stack.tiles()) + 1);
+    int64_t origin = 0;
+    for (const TcaBmeMatrix& part : parts) {
+      for (int64_t i = 0; i < part.view().tiles(); ++i) offsets.push_back(origin + part.view().offset(i));
+      origin += part.view().nonzeros;
+    }
+    offsets.push_back(origin);
+    return offsets.data();
+  };
+  if (fits_offsets32(nonzeros)) {
+    stack.offsets32 = rebase(shared->offsets32);
+  } else {
+    stack.offsets64 = rebase(shared->offsets64);
+  }
+  for (const TcaBmeMatrix& part : parts) shared->parts.push_back(part.storage());
+  return {stack, std::move(shared)};
+}
+
+}  // namespace
+
 TcaBmeMatrix stack_rows(std::span<const TcaBmeMatrix> parts, ThreadPool& pool) {
   check(!parts.empty(), "stack_rows: no matrices given");
   int64_t m = 0, nonzeros = 0;
@@ -103,6 +146,7 @@ TcaBmeMatrix stack_rows(std::span<const TcaBmeMatrix> parts, ThreadPool& pool) {
     }
     return encode({m, k, dense.get(), nullptr}, pool);
   }
+  if (lie_together(parts)) return stack_in_place(parts, m, nonzeros);
   TcaBmeArrays stack(m, k, nonzeros);
   int64_t tile = 0, value = 0;
   for (const TcaBmeMatrix& part : parts) {
