@@ -60,14 +60,15 @@ void connect(std::span<DeviceContext* const> ranks) {
 
 void all_reduce(DeviceContext& context, Half* x, int64_t count) {
   if (!context.group) return;
+  const int world = context.group->world();
   const auto buffers = context.group->meet(context.rank, {x, 1, count});
-  for (const Group::Buffer& other : buffers)  // all ranks see the same buffers: all throw, or none
-    check(other.cols == count, "all_reduce: this rank has {} elements, another {}", count, other.cols);
+  const bool same =
+      std::all_of(buffers.begin(), buffers.end(), [&](const auto& rank) { return rank.cols == count; });
   // Rank r sums share r, which only it touches, and writes it to all ranks. Shares end at cache lines.
   constexpr int64_t kLine = 32;
-  const int64_t lines = (count + kLine - 1) / kLine;
-  const int64_t begin = lines * context.rank / context.group->world() * kLine;
-  const int64_t end = std::min(count, lines * (context.rank + 1) / context.group->world() * kLine);
+  const int64_t lines = same ? (count + kLine - 1) / kLine : 0;
+  const int64_t begin = lines * context.rank / world * kLine;
+  const int64_t end = std::min(count, lines * (context.rank + 1) / world * kLine);
   for (int64_t i = begin; i < end; ++i) {
     float sum = 0;
     for (const Group::Buffer& rank : buffers) sum += to_float(static_cast<const Half*>(rank.data)[i]);
@@ -75,6 +76,8 @@ void all_reduce(DeviceContext& context, Half* x, int64_t count) {
     for (const Group::Buffer& rank : buffers) static_cast<Half*>(rank.data)[i] = rounded;
   }
   context.group->leave();
+  check(same, "all_reduce: rank {} of {} has {} elements, another has more or fewer", context.rank, world,
+        count);
 }
 
 void all_gather_cols(DeviceContext& context, const float* shard, int n, int64_t cols, float* out,
@@ -82,19 +85,24 @@ void all_gather_cols(DeviceContext& context, const float* shard, int n, int64_t 
   Group* group = context.group.get();
   const Group::Buffer mine{const_cast<float*>(shard), n, cols};  // only read
   const auto buffers = group ? group->meet(context.rank, mine) : std::span(&mine, 1);
-  int64_t sum = 0;
+  int64_t columns = 0;
+  bool same = true;
   for (const Group::Buffer& rank : buffers) {
-    check(rank.rows == n, "all_gather_cols: this rank has {} rows, another {}", n, rank.rows);
-    sum += rank.cols;
+    same = same && rank.rows == n;
+    columns += rank.cols;
   }
-  check(sum == total, "all_gather_cols: the ranks' {} columns are not the {} expected", sum, total);
-  int64_t column = 0;
-  for (const Group::Buffer& rank : buffers) {
-    const float* source = static_cast<const float*>(rank.data);
-    for (int64_t i = 0; i < n; ++i) std::copy_n(source + i * rank.cols, rank.cols, out + i * total + column);
-    column += rank.cols;
+  if (same && columns == total) {
+    for (int64_t column = 0; const Group::Buffer& rank : buffers) {
+      const float* source = static_cast<const float*>(rank.data);
+      for (int64_t i = 0; i < n; ++i)
+        std::copy_n(source + i * rank.cols, rank.cols, out + i * total + column);
+      column += rank.cols;
+    }
   }
   if (group) group->leave();
+  check(same, "all_gather_cols: rank {} has {} rows, another has more or fewer", context.rank, n);
+  check(columns == total, "all_gather_cols: the ranks have {} columns together, {} are expected", columns,
+        total);
 }
 
 void abort_group(DeviceContext& context, const char* cause) noexcept {

@@ -60,14 +60,14 @@ HWY_INLINE void store(Vec v, Half* x) {
 /// The first `count` ≤ kLanes elements; lanes past them are zero and nothing past them is read or written.
 template <class T>
 HWY_INLINE Vec load_first(const T* x, int64_t count) {
-  if (HWY_LIKELY(count == kLanes)) return load(x);
+  if (kLanes == 1 || HWY_LIKELY(count == kLanes)) return load(x);
   T buffer[kLanes] = {};
   std::copy_n(x, count, buffer);
   return load(buffer);
 }
 template <class T>
 HWY_INLINE void store_first(Vec v, T* x, int64_t count) {
-  if (HWY_LIKELY(count == kLanes)) return store(v, x);
+  if (kLanes == 1 || HWY_LIKELY(count == kLanes)) return store(v, x);
   T buffer[kLanes];
   store(v, buffer);
   std::copy_n(buffer, count, x);
