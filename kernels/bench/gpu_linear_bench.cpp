@@ -1,4 +1,4 @@
-#include "kernels/bench/gpu_linear_bench.h"
+#include "kernels/gpu_linear_bench.h"
 
 #include <fmt/format.h>
 

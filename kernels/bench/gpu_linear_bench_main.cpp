@@ -5,7 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <fstream>
 
-#include "kernels/bench/gpu_linear_bench.h"
+#include "kernels/gpu_linear_bench.h"
 #include "kernels/check.h"
 
 namespace {

@@ -1,11 +1,11 @@
-// Implements kernels/bench/gpu_linear_bench.h.
+// Implements kernels/gpu_linear_bench.h.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
 #include <optional>
 
-#include "kernels/bench/gpu_linear_bench.h"
+#include "kernels/gpu_linear_bench.h"
 #include "kernels/check.h"
 #include "kernels/cuda/bench_kernels.h"
 #include "kernels/cuda/cuda_check.h"
