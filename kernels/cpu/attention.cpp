@@ -93,7 +93,7 @@ HWY_INLINE void softmax_step(Tile& t, int r, int keys) {
     block_max = hn::Max(block_max,
                         count < kLanes ? hn::IfThenElse(hn::FirstN(F32(), size_t(count)), s, block_max) : s);
   });
-  const float max = hn::GetLane(hn::MaxOfLanes(F32(), block_max));
+  const float max = max_of_lanes(block_max);
   for_each_vector(keys, [&](int64_t j, int64_t count) {
     Vec w = exp(hn::Sub(load_first(p + j, count), set(max)));
     if (count < kLanes) w = hn::IfThenElseZero(hn::FirstN(F32(), size_t(count)), w);

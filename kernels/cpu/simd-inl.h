@@ -90,6 +90,15 @@ HWY_INLINE Vec zero() {
 HWY_INLINE float sum_of_lanes(Vec v) {
   return hn::GetLane(hn::SumOfLanes(F32(), v));
 }
+HWY_INLINE float max_of_lanes(Vec v) {
+#if HWY_TARGET == HWY_EMU128  // its MaxOfLanes never returns less than the lowest finite number
+  float buffer[kLanes];
+  store(v, buffer);
+  return *std::max_element(buffer, buffer + kLanes);
+#else
+  return hn::GetLane(hn::MaxOfLanes(F32(), v));
+#endif
+}
 
 /// e^x within 1 ulp; 0 for −infinity. NaN stays NaN: Highway's Exp would give 0 and hide it.
 HWY_INLINE Vec exp(Vec x) {

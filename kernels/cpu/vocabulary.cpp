@@ -24,7 +24,7 @@ float max_or_nan(const float* logits, int64_t vocab) {
     nan = hn::IfThenElse(hn::IsNaN(x), x, nan);
     max = hn::Max(max, x);
   });
-  return std::isnan(sum_of_lanes(nan)) ? sum_of_lanes(nan) : hn::GetLane(hn::MaxOfLanes(F32(), max));
+  return std::isnan(sum_of_lanes(nan)) ? sum_of_lanes(nan) : max_of_lanes(max);
 }
 
 void softmax_weights(const float* logits, int64_t vocab, float max, float temperature, float* weights) {
