@@ -15,6 +15,8 @@
 
 #include "kernels/cpu/simd-inl.h"
 
+#include <hwy/cache_control.h>
+
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -151,6 +153,12 @@ void attend_block(Tile& t, const Half* k, const Half* v, int first, int block_si
   }
 }
 
+/// Blocks lie scattered, often a page each, where hardware prefetching does not follow.
+void prefetch(const Half* block, int64_t bytes) {
+  constexpr int64_t kLine = 64;
+  for (int64_t i = 0; i < bytes; i += kLine) hwy::Prefetch(reinterpret_cast<const char*>(block) + i);
+}
+
 void attend_item(const AttentionArgs& a, const AttentionItem& item) {
   const int group = a.q_heads / a.kv_heads;
   const int query_begin = a.seqs.query_start[item.sequence];
@@ -178,9 +186,16 @@ void attend_item(const AttentionArgs& a, const AttentionItem& item) {
 
   const int32_t* blocks = a.seqs.block_table + int64_t{item.sequence} * a.seqs.max_blocks;
   const int last_seen = seen_by(t.rows - 1);
+  const int64_t block_bytes = a.block_size * d * int64_t{sizeof(Half)};
+  const auto offset_of = [&](int key) {
+    return (int64_t{blocks[key / a.block_size]} * a.kv_heads + item.kv_head) * a.block_size * d;
+  };
   for (int first = 0; first < last_seen; first += a.block_size) {
-    const int64_t block = blocks[first / a.block_size];
-    const int64_t offset = (block * a.kv_heads + item.kv_head) * a.block_size * d;
+    if (const int next = first + a.block_size; next < last_seen) {
+      prefetch(a.kv.k + offset_of(next), block_bytes);
+      prefetch(a.kv.v + offset_of(next), block_bytes);
+    }
+    const int64_t offset = offset_of(first);
     attend_block(t, a.kv.k + offset, a.kv.v + offset, first, a.block_size);
   }
 
