@@ -37,7 +37,7 @@ struct PruneOptions {
   PruneScope scope = PruneScope::row;
   bool dense_output = false;  ///< write dense safetensors instead of packed
   double min_sparsity = 0.3;
-  std::function<void(int64_t done, int64_t total)> progress;
+  std::function<void(int64_t done, int64_t total)> progress = {};
 };
 
 /// Writes a packed copy of checkpoint `in` to directory `out` (which must not exist, or be empty): config and

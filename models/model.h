@@ -71,7 +71,7 @@ struct LoadOptions {
   double min_sparsity = 0.3;  ///< linears with fewer zeros than this stay dense
   bool pack_head = false;     ///< also pack the LM head if sparse enough
   /// Bytes of this rank's weights as dense fp16; may be empty. What it throws stops the loading.
-  std::function<void(int64_t done, int64_t total)> progress;
+  std::function<void(int64_t done, int64_t total)> progress = {};
 };
 
 /// Loads `dir` (Hugging Face layout: dense safetensors or packed) onto `device`, this rank's shares only.
