@@ -11,7 +11,7 @@
 #include "engine/apps/report.h"
 #include "kernels/check.h"
 #include "kernels/thread_pool.h"
-#include "models/model.h"
+#include "models/checkpoint_tools.h"
 
 namespace spinfer {
 namespace {
