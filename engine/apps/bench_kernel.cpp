@@ -1,0 +1,124 @@
+// `spinfer bench kernel`: the sparse linear against the dense one on cold weights.
+#include <fmt/format.h>
+
+#include <charconv>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "engine/apps/command.h"
+#include "engine/apps/interrupt.h"
+#include "engine/apps/options.h"
+#include "engine/apps/output.h"
+#include "kernels/bench/linear_bench.h"
+#include "kernels/check.h"
+
+namespace spinfer {
+namespace {
+
+struct KernelFlags {
+  CommonFlags common;
+  std::string shapes = "paper";
+  std::vector<int> tokens = {8, 16, 32};
+  std::vector<double> sparsities = {0.5, 0.6};
+  std::string csv;
+};
+
+std::vector<LinearShape> parse_shapes(const std::string& text) {
+  if (text == "paper") return {paper_shapes().begin(), paper_shapes().end()};
+  std::vector<LinearShape> shapes;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    const std::string_view item = std::string_view(text).substr(begin, end - begin);
+    LinearShape shape{};
+    const char* last = item.data() + item.size();
+    const auto m = std::from_chars(item.data(), last, shape.m);
+    const bool split = m.ec == std::errc() && m.ptr != last && *m.ptr == 'x';
+    const auto k = split ? std::from_chars(m.ptr + 1, last, shape.k) : m;
+    if (!split || k.ec != std::errc() || k.ptr != last || shape.m < 1 || shape.k < 1 || shape.m > 1 << 20 ||
+        shape.k > 1 << 20) {
+      throw UsageError(fmt::format("--shapes: '{}' is not MxK with sizes 1…1048576, nor 'paper'", item));
+    }
+    shapes.push_back(shape);
+    begin = end + 1;
+  }
+  return shapes;
+}
+
+void write_csv(const std::string& path, const std::vector<LinearBenchRow>& rows) {
+  std::ofstream file(path);
+  file << "m,k,n,sparsity,us,dense_us,speedup,gbps,floor_pct,rel_error\n";
+  for (const LinearBenchRow& r : rows) {
+    file << fmt::format("{},{},{},{},{:.3f},{:.3f},{:.4f},{:.2f},{:.2f},{:.3e}\n", r.m, r.k, r.n, r.sparsity,
+                        r.us, r.dense_us, r.speedup, r.gbps, r.floor_pct, r.rel_error);
+  }
+  file.close();
+  check(!file.fail(), "{}: cannot be written", path);
+}
+
+void run_kernel_bench(const KernelFlags& flags) {
+  LinearBenchOptions options;
+  options.shapes = parse_shapes(flags.shapes);
+  options.tokens = flags.tokens;
+  options.sparsities = flags.sparsities;
+  options.seed = flags.common.seed.value_or(options.seed);
+  options.progress = [](const std::string& what) {
+    stop_if_interrupted();
+    fmt::print(stderr, "bench kernel: {}\n", what);
+  };
+  (void)flags.common.engine_options();  // sets the log level
+  const auto rows =
+      bench_linear(select_backend(flags.common.device), {.threads = flags.common.threads}, options);
+  if (!flags.csv.empty()) write_csv(flags.csv, rows);
+  if (flags.common.json) {
+    nlohmann::json document = nlohmann::json::array();
+    for (const LinearBenchRow& r : rows) {
+      document.push_back({{"m", r.m},
+                          {"k", r.k},
+                          {"n", r.n},
+                          {"sparsity", r.sparsity},
+                          {"us", r.us},
+                          {"dense_us", r.dense_us},
+                          {"speedup", r.speedup},
+                          {"gbps", r.gbps},
+                          {"dense_gbps", r.dense_gbps},
+                          {"read_gbps", r.read_gbps},
+                          {"floor_pct", r.floor_pct},
+                          {"rel_error", r.rel_error},
+                          {"us_batches", r.us_batches},
+                          {"dense_us_batches", r.dense_us_batches},
+                          {"read_gbps_batches", r.read_gbps_batches}});
+    }
+    return print_json(document);
+  }
+  print_out(fmt::format("{:>14} {:>5} {:>8} {:>10} {:>10} {:>8} {:>8} {:>7} {:>9}\n", "MxK", "N", "zeros",
+                        "sparse us", "dense us", "speedup", "GB/s", "floor", "error"));
+  for (const LinearBenchRow& r : rows) {
+    print_out(
+        fmt::format("{:>14} {:>5} {:>7.0f}% {:>10.1f} {:>10.1f} {:>7.2f}x {:>8.1f} {:>6.0f}% {:>9.1e}\n",
+                    fmt::format("{}x{}", r.m, r.k), r.n, r.sparsity * 100, r.us, r.dense_us, r.speedup,
+                    r.gbps, r.floor_pct, r.rel_error));
+  }
+}
+
+}  // namespace
+
+void add_bench_kernel(CLI::App& bench) {
+  auto flags = std::make_shared<KernelFlags>();
+  CLI::App* command = bench.add_subcommand("kernel", "the sparse linear against the dense one, weights cold");
+  flags->common.add_to(*command, CommonFlags::Model::optional);
+  command->add_option("--shapes", flags->shapes, "paper, or MxK,MxK,… (out features x in features)")
+      ->capture_default_str();
+  command->add_option("-N,--tokens", flags->tokens, "tokens: 8,16,32")
+      ->delimiter(',')
+      ->check(number_in(1, 1 << 16, "1…65536"))
+      ->capture_default_str();
+  command->add_option("--sparsity", flags->sparsities, "shares of zeros: 0.5,0.6")
+      ->delimiter(',')
+      ->check(number_in(0, 1, "0…1"))
+      ->capture_default_str();
+  command->add_option("--csv", flags->csv, "also write the rows to this file");
+  command->callback([flags] { run_kernel_bench(*flags); });
+}
+
+}  // namespace spinfer
