@@ -74,7 +74,6 @@ int main(int argc, char** argv) {
   spinfer::add_inspect(app);
   CLI::App* bench = app.add_subcommand("bench", "measure kernels and whole runs");
   bench->require_subcommand(1);
-  spinfer::add_bench_kernel(*bench);
   spinfer::add_bench_latency(*bench);
   spinfer::add_doctor(app);
   spinfer::add_tokenize(app);
