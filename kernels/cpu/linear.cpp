@@ -26,6 +26,10 @@ constexpr int64_t kChunkTiles = 8;  // 512 columns: 16 KiB of decoded strip, 8 K
 constexpr int64_t kChunkBlocks = kChunkTiles * kGroupTile / kLanes;
 constexpr int kPanelHalves = kStripRows * kGroupTile;  // one strip of one GroupTile
 
+inline void prefetch(const void* memory, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(memory) + i);
+}
+
 int panel_tokens(int n, int64_t padded_k) {
   const int64_t fit = std::clamp<int64_t>(kPanelBytes / (4 * padded_k), 4, kMaxPanelTokens) / 4 * 4;
   return int(std::min<int64_t>(n, fit));
@@ -114,14 +118,28 @@ class PanelProduct {
       const int64_t tile = tile_row * tile_cols + tile_col;
       const uint64_t* bitmaps = p.bitmaps + tile * kBitmapsPerGroupTile;
       const Half* value = values(p.offset(tile), p.offset(tile + 1), buffers);
+      const int64_t ahead = (p.offset(tile + 1) - p.offset(tile)) / 4;  // of values, about a strip
       for (int strip = 0; strip < kGroupTile / kStripRows; ++strip, bitmaps += kStripRows) {
-        value += kernels_.decode_strip(bitmaps, value, buffers.panels);
-        kernels_.accumulate(panel_args(buffers.panels, kStripRows, kGroupTile / kLanes, tile_col * kGroupTile,
-                                       buffers.acc + strip * kStripRows * kLanes, kGroupTile));
+        float* acc = buffers.acc + strip * kStripRows * kLanes;
+        if (tokens_ == 1) {
+          value += kernels_.accumulate_strip(bitmaps, value, x_ + tile_col * kGroupTile, acc);
+        } else {
+          prefetch(bitmaps + kPrefetchBitmaps, kStripRows * sizeof(uint64_t));
+          prefetch(value + kPrefetchValues, size_t(ahead) * sizeof(Half));
+          value += kernels_.decode_strip(bitmaps, value, buffers.panels);
+          kernels_.accumulate(panel_args(buffers.panels, kStripRows, kGroupTile / kLanes,
+                                         tile_col * kGroupTile, acc, kGroupTile));
+        }
       }
     }
-    finish(tile_row * kGroupTile, int(std::min<int64_t>(kGroupTile, p.m - tile_row * kGroupTile)), kGroupTile,
-           buffers, store);
+    const int64_t first_row = tile_row * kGroupTile;
+    const int rows = int(std::min<int64_t>(kGroupTile, p.m - first_row));
+    if (tokens_ > 1) return finish(first_row, rows, kGroupTile, buffers, store);
+    for (int first = 0; first < rows; first += kStripRows) {
+      kernels_.sum_strip(buffers.acc + first * kLanes, buffers.sums);
+      for (int r = 0; r < std::min(kStripRows, rows - first); ++r)
+        store(first_row + first + r, 0, buffers.sums[r]);
+    }
   }
 
   template <class Store>
@@ -138,6 +156,12 @@ class PanelProduct {
         for (int64_t c = chunk; c < chunk + tiles; ++c) {
           const uint64_t* bitmaps = p.bitmaps + (first_tile + c) * kBitmapsPerGroupTile + strip * kStripRows;
           const Half* value = values(buffers.cursors[c], p.offset(first_tile + c + 1), buffers);
+          if (c + 2 < tile_cols) {
+            prefetch(bitmaps + kPrefetchBitmaps, kStripRows * sizeof(uint64_t));
+            const int64_t next = first_tile + c + 2;
+            prefetch(p.values + buffers.cursors[c + 2],
+                     size_t(p.offset(next + 1) - p.offset(next)) / 4 * sizeof(Half));
+          }
           buffers.cursors[c] +=
               kernels_.decode_strip(bitmaps, value, buffers.panels + (c - chunk) * kPanelHalves);
         }

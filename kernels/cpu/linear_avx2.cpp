@@ -69,7 +69,12 @@ int64_t decode_strip(const uint64_t* bitmaps, const Half* values, Half* panels) 
 
 }  // namespace
 
-constinit const LinearKernels kAvx2Kernels = {"avx2", widen<Vec>, decode_strip, accumulate<Vec, 2, 2, 4>,
-                                              sum_lanes<Vec>};
+constinit const LinearKernels kAvx2Kernels = {"avx2",
+                                              widen<Vec>,
+                                              decode_strip,
+                                              accumulate_strip<Vec, decode_strip>,
+                                              accumulate<Vec, 2, 2, 4>,
+                                              sum_lanes<Vec>,
+                                              sum_strip<Vec>};
 
 }  // namespace spinfer::cpu

@@ -15,18 +15,20 @@ struct Vec {
   static float widen_one(Half h) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h.bits))); }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-  float sum() const {
-    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  static float sum8(__m256 eight) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
+  float sum() const { return sum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))); }
 };
 
 /// Four rows × eight columns: the values of 32 bits of a bitmap at their places. From a register, not from
 /// memory: expanding loads are microcoded on AMD (KERNEL_NOTES section 7: +25 %).
 inline __m512i expand(uint32_t bits, const Half* values) {
-  return _mm512_maskz_expand_epi16(bits, _mm512_loadu_si512(values));
+  __m512i packed = _mm512_loadu_si512(values);
+  asm("" : "+v"(packed));  // or the compiler folds the load into the expansion
+  return _mm512_maskz_expand_epi16(bits, packed);
 }
 
 int64_t decode_strip(const uint64_t* bitmaps, const Half* values, Half* panels) {
@@ -51,9 +53,57 @@ int64_t decode_strip(const uint64_t* bitmaps, const Half* values, Half* panels) 
   return value - values;
 }
 
+inline __mmask32 load_mask(const uint64_t* bitmap, int half) {
+  __mmask32
+      mask;  // kmov from memory: through a general register it would cost a shift on the busiest port besides
+  asm("kmovd %1, %0" : "=k"(mask) : "m"(reinterpret_cast<const char*>(bitmap)[4 * half]));
+  return mask;
+}
+
+// The fused kernel of one token keeps two rows × eight columns in a register, as expansion yields them, so
+// nothing is permuted or stored: acc[part][4][2 rows][8 lanes], part as in the format (top left, bottom left,
+// top right, bottom right). Lanes 0…7 of a row are in a left part, 8…15 in the right part beside it. 64
+// weights take 12 clocks of the shuffle port (2 expansions 4, 2 masks 2, 2 extractions 2, 4 conversions 4):
+// 20 GB/s of packed weights a core at 50 % and 3.3 GHz on a Granite Rapids, above what it reads from memory.
+// A round trip through the L1 cache instead of the extractions was no faster.
+int64_t accumulate_strip(const uint64_t* bitmaps, const Half* values, const float* x, float* acc) {
+  const Half* value = values;
+  Vec sums[16];
+  for (int i = 0; i < 16; ++i) sums[i] = Vec::load(acc + i * kLanes);
+  for (int tc_tile = 0; tc_tile < 4; ++tc_tile) {
+    for (int part = 0; part < 4; ++part, ++bitmaps) {
+      const Vec columns = {_mm512_broadcast_f32x8(_mm256_loadu_ps(x + tc_tile * 16 + part / 2 * 8))};
+      const __m512i upper = expand(load_mask(bitmaps, 0), value);
+      const __m512i lower = expand(load_mask(bitmaps, 1), value + _mm_popcnt_u32(uint32_t(*bitmaps)));
+      value += _mm_popcnt_u64(*bitmaps);
+      __builtin_prefetch(value + kPrefetchValues);  // here, not once a strip: bursts fill the miss buffers
+      __builtin_prefetch(value + kPrefetchValues + 32);
+      if (part == 0) __builtin_prefetch(bitmaps + kPrefetchBitmaps);
+      Vec* s = sums + part * 4;
+      s[0] = Vec::fma({_mm512_cvtph_ps(_mm512_castsi512_si256(upper))}, columns, s[0]);
+      s[1] = Vec::fma({_mm512_cvtph_ps(_mm512_extracti64x4_epi64(upper, 1))}, columns, s[1]);
+      s[2] = Vec::fma({_mm512_cvtph_ps(_mm512_castsi512_si256(lower))}, columns, s[2]);
+      s[3] = Vec::fma({_mm512_cvtph_ps(_mm512_extracti64x4_epi64(lower, 1))}, columns, s[3]);
+    }
+  }
+  for (int i = 0; i < 16; ++i) sums[i].store(acc + i * kLanes);
+  return value - values;
+}
+
+void sum_strip(const float* acc, float* sums) {
+  for (int i = 0; i < 8;
+       ++i, sums += 2) {  // pairs of rows: register i % 4 of part i / 4, and of part i / 4 + 2
+    const __m512 rows =
+        _mm512_add_ps(_mm512_loadu_ps(acc + i * kLanes), _mm512_loadu_ps(acc + (i + 8) * kLanes));
+    sums[0] = Vec::sum8(_mm512_castps512_ps256(rows));
+    sums[1] = Vec::sum8(_mm512_extractf32x8_ps(rows, 1));
+  }
+}
+
 }  // namespace
 
-constinit const LinearKernels kAvx512Kernels = {"avx512", widen<Vec>, decode_strip, accumulate<Vec, 4, 4, 4>,
-                                                sum_lanes<Vec>};
+constinit const LinearKernels kAvx512Kernels = {
+    "avx512",       widen<Vec>, decode_strip, accumulate_strip, accumulate<Vec, 4, 4, 4>,
+    sum_lanes<Vec>, sum_strip};
 
 }  // namespace spinfer::cpu

@@ -7,43 +7,44 @@
 namespace spinfer::cpu {
 namespace {
 
-/// to_float without branches, so that it vectorises.
-inline float widen_bits(uint16_t bits) {
-  const uint32_t sign = uint32_t(bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
+// Vectors of four, which GCC and clang map to SSE2, NEON or whatever there is (plain arrays they do not keep
+// in registers: 20 times slower).
+using F4 = float __attribute__((vector_size(16)));
+using U4 = uint32_t __attribute__((vector_size(16)));
+using H4 = uint16_t __attribute__((vector_size(8)));
+using I4 = int32_t __attribute__((vector_size(16)));
+
+/// to_float of four.
+inline F4 widen4(const Half* p) {
+  H4 halves;
+  __builtin_memcpy(&halves, p, sizeof(halves));
+  const U4 bits = __builtin_convertvector(halves, U4);
+  const U4 magnitude = bits & 0x7fffu;
   // Exponent 31 must become 255: place it 112 higher for all, and 112 more for infinity and NaN.
-  const uint32_t special = magnitude >= 0x7c00u ? 112u << 23 : 0;
-  const uint32_t normal = (magnitude << 13) + (112u << 23) + special;
-  const uint32_t subnormal = std::bit_cast<uint32_t>(float(int32_t(magnitude)) * 0x1p-24f);
-  return std::bit_cast<float>(sign | (magnitude >= 0x0400u ? normal : subnormal));
+  const U4 special = U4(magnitude >= 0x7c00u) & (112u << 23);
+  const U4 normal = (magnitude << 13) + (112u << 23) + special;
+  const auto subnormal = U4(__builtin_convertvector(I4(magnitude), F4) * 0x1p-24f);
+  const U4 is_normal = U4(magnitude >= 0x0400u);
+  return F4((bits & 0x8000u) << 16 | (normal & is_normal) | (subnormal & ~is_normal));
 }
 
 struct Vec {
-  float v[kLanes];
+  F4 v[4];
   static Vec load(const float* p) {
     Vec r;
-    for (int i = 0; i < kLanes; ++i) r.v[i] = p[i];
+    __builtin_memcpy(&r, p, sizeof(r));
     return r;
   }
-  static Vec load(const Half* p) {
-    Vec r;
-    for (int i = 0; i < kLanes; ++i) r.v[i] = widen_bits(p[i].bits);
-    return r;
-  }
+  static Vec load(const Half* p) { return {{widen4(p), widen4(p + 4), widen4(p + 8), widen4(p + 12)}}; }
   static float widen_one(Half h) { return to_float(h); }
-  void store(float* p) const {
-    for (int i = 0; i < kLanes; ++i) p[i] = v[i];
-  }
+  void store(float* p) const { __builtin_memcpy(p, v, sizeof(v)); }
   static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
-    Vec r;
-    for (int i = 0; i < kLanes; ++i) r.v[i] = a.v[i] * b.v[i] + c.v[i];
-    return r;
+    return {{a.v[0] * b.v[0] + c.v[0], a.v[1] * b.v[1] + c.v[1], a.v[2] * b.v[2] + c.v[2],
+             a.v[3] * b.v[3] + c.v[3]}};
   }
   float sum() const {
-    Vec s = *this;
-    for (int width = kLanes / 2; width > 0; width /= 2) {
-      for (int i = 0; i < width; ++i) s.v[i] += s.v[i + width];
-    }
-    return s.v[0];
+    const F4 four = (v[0] + v[2]) + (v[1] + v[3]);
+    return (four[0] + four[2]) + (four[1] + four[3]);
   }
 };
 
@@ -64,7 +65,12 @@ int64_t decode_strip(const uint64_t* bitmaps, const Half* values, Half* panels) 
 
 }  // namespace
 
-constinit const LinearKernels kPortableKernels = {"portable", widen<Vec>, decode_strip,
-                                                  accumulate<Vec, 2, 1, 2>, sum_lanes<Vec>};
+constinit const LinearKernels kPortableKernels = {"portable",
+                                                  widen<Vec>,
+                                                  decode_strip,
+                                                  accumulate_strip<Vec, decode_strip>,
+                                                  accumulate<Vec, 2, 1, 2>,
+                                                  sum_lanes<Vec>,
+                                                  sum_strip<Vec>};
 
 }  // namespace spinfer::cpu

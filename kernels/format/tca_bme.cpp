@@ -155,14 +155,14 @@ void decode_tile(const TcaBmeView& matrix, int64_t tile, Half* out /* [64][64] *
 namespace format {
 
 std::shared_ptr<void> allocate_pages(size_t bytes) {
-  constexpr size_t kHugePage = size_t{2} << 20;
-  const bool large = bytes >= 8 * kHugePage;  // below, rounding up would cost more than an eighth
-  const size_t unit = large ? kHugePage : 64;
-  const size_t rounded = std::max(unit, (bytes + unit - 1) / unit * unit);
-  void* memory = std::aligned_alloc(unit, rounded);
-  if (!memory) throw std::bad_alloc();
+  constexpr size_t kHugePage = size_t{2} << 20, kLine = 64;
+  const size_t unit = bytes >= kHugePage ? kHugePage : kLine;
+  const size_t rounded =
+      std::max(kLine, (bytes + kLine - 1) / kLine * kLine);  // the rest of a last huge page is not touched
+  void* memory = nullptr;
+  if (posix_memalign(&memory, unit, rounded) != 0) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  if (large) madvise(memory, rounded, MADV_HUGEPAGE);  // a hint: without it everything works, slower
+  if (bytes >= kHugePage) madvise(memory, rounded / kHugePage * kHugePage, MADV_HUGEPAGE);  // a hint
 #endif
   return {memory, [](void* pages) { std::free(pages); }};
 }
