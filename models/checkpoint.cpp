@@ -262,7 +262,8 @@ DenseMatrix Checkpoint::read(const std::string& name, const std::vector<int64_t>
   const Located* located = find(name);
   check(located, "{}: tensor {} is missing{}", directory_.string(), name,
         is_packed(name) ? " (it is packed)" : "");
-  const auto& [file, entry] = *located;
+  const SafetensorsFile* file = located->file;
+  const TensorEntry* entry = located->entry;
   const std::string label = fmt::format("{}: tensor {}", file->path().string(), name);
   check(entry->shape == shape, "{} has shape {}; config.json makes it [{}]", label, entry->shape_text(),
         fmt::join(shape, ", "));
