@@ -49,10 +49,16 @@ int check_greedy(ModelRunner& runner, int32_t next, const std::vector<int32_t>& 
   return equal;
 }
 
+/// Directories with a golden.json: under the assets, or in this repository.
 class HfGolden : public testing::TestWithParam<const char*> {};
 
+fs::path golden_directory(const std::string& name) {
+  if (name.starts_with("demo-")) return fs::path(SPINFER_SOURCE_DIR) / "tests" / "data" / name;
+  return fs::path(SPINFER_ASSETS) / "hf_goldens" / name;
+}
+
 TEST_P(HfGolden, LogProbabilitiesAndGreedyTokens) {
-  const fs::path dir = fs::path(SPINFER_ASSETS) / "hf_goldens" / GetParam();
+  const fs::path dir = golden_directory(GetParam());
   if (!fs::exists(dir)) GTEST_SKIP() << dir << " is absent";
   auto runner = ModelRunner::load(dir);
   const int64_t vocab = runner.model().config.vocab_size;
@@ -85,7 +91,7 @@ TEST_P(HfGolden, LogProbabilitiesAndGreedyTokens) {
 
 INSTANTIATE_TEST_SUITE_P(All, HfGolden,
                          testing::Values("llama-mha-untied", "llama-gqa-rope-llama3", "opt-preln",
-                                         "opt-350m-style", "qwen2-tied"),
+                                         "opt-350m-style", "qwen2-tied", "demo-llama", "demo-opt"),
                          [](const auto& info) {
                            std::string name = info.param;
                            std::replace(name.begin(), name.end(), '-', '_');
