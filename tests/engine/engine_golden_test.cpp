@@ -2,6 +2,7 @@
 // tokenizers.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -47,21 +48,24 @@ size_t expect_greedy(const std::vector<int32_t>& got, const std::vector<int32_t>
 }
 
 struct Golden {
-  std::string model;
+  std::string name;
+  fs::path dir;
   int tensor_parallel;
 };
+void PrintTo(const Golden& golden, std::ostream* out) {
+  *out << golden.name << " tp " << golden.tensor_parallel;
+}
 
 class EngineGolden : public testing::TestWithParam<Golden> {
  protected:
   void SetUp() override {
-    if (!fs::exists(SPINFER_ASSETS)) GTEST_SKIP() << "no test assets at " << SPINFER_ASSETS;
+    if (!fs::exists(GetParam().dir)) GTEST_SKIP() << "no model at " << GetParam().dir;
   }
 };
 
 TEST_P(EngineGolden, LogprobsAndGreedyTokensOfAllCasesAtOnce) {
-  const fs::path dir = fs::path(SPINFER_ASSETS) / "hf_goldens" / GetParam().model;
-  const json golden = read_json(dir / "golden.json");
-  const auto engine = Engine::create(options_for(dir, GetParam().tensor_parallel));
+  const json golden = read_json(GetParam().dir / "golden.json");
+  const auto engine = Engine::create(options_for(GetParam().dir, GetParam().tensor_parallel));
   EXPECT_EQ(engine->ranks(), GetParam().tensor_parallel);
   std::vector<RequestId> scored, greedy;
   for (const json& c : golden["cases"]) {
@@ -93,26 +97,27 @@ TEST_P(EngineGolden, LogprobsAndGreedyTokensOfAllCasesAtOnce) {
   EXPECT_LT(sum / double(count), 0.01);
   EXPECT_LT(worst, 0.03);
   EXPECT_GT(compared, 10u);
-  RecordProperty("mean_nats", std::to_string(sum / double(count)));
-  std::cout << GetParam().model << " tp " << GetParam().tensor_parallel << ": mean " << sum / double(count)
-            << ", worst " << worst << " nat over " << count << " log-probabilities; " << compared
-            << " greedy tokens compared\n";
+  std::cout << testing::PrintToString(GetParam()) << ": mean " << sum / double(count) << ", worst " << worst
+            << " nat over " << count << " log-probabilities; " << compared << " greedy tokens compared\n";
 }
 
 std::vector<Golden> golden_models() {
+  const fs::path random = fs::path(SPINFER_ASSETS) / "hf_goldens",
+                 trained = fs::path(SPINFER_SOURCE_DIR) / "tests/data";
   std::vector<Golden> all;
-  for (const char* model :
-       {"llama-mha-untied", "llama-gqa-rope-llama3", "opt-preln", "opt-350m-style", "qwen2-tied"}) {
-    for (const int tensor_parallel : {1, 2, 4}) all.push_back({model, tensor_parallel});
+  for (const int tp : {1, 2, 4}) {
+    for (const char* model :
+         {"llama-mha-untied", "llama-gqa-rope-llama3", "opt-preln", "opt-350m-style", "qwen2-tied"}) {
+      all.push_back({model, random / model, tp});
+    }
+    for (const char* model : {"demo-llama", "demo-opt"}) all.push_back({model, trained / model, tp});
   }
   return all;
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, EngineGolden, testing::ValuesIn(golden_models()), [](const auto& info) {
-  std::string name = info.param.model + "_tp" + std::to_string(info.param.tensor_parallel);
-  for (char& c : name) {
-    if (c == '-') c = '_';
-  }
+  std::string name = info.param.name + "_tp" + std::to_string(info.param.tensor_parallel);
+  std::ranges::replace(name, '-', '_');
   return name;
 });
 
