@@ -100,7 +100,7 @@ HWY_INLINE float max_of_lanes(Vec v) {
 #endif
 }
 
-/// e^x within 1 ulp; 0 for −infinity. NaN stays NaN: Highway's Exp would give 0 and hide it.
+/// e^x within 1 ulp; 0 for −infinity. NaN stays NaN, which Highway's Exp and Min do not promise.
 HWY_INLINE Vec exp(Vec x) {
   const F32 d;
   const Vec result =

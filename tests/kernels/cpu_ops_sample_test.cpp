@@ -150,6 +150,13 @@ TEST_P(CpuSample, ImpossibleTokensAreNeverDrawn) {
   EXPECT_EQ(drawn({-kInf, 0, -kInf, 0, -1e30f}, {.temperature = 1}), (std::set<int32_t>{1, 3}));
 }
 
+// u = 0: the running sum must exceed it, so a leading token of weight zero is passed over.
+TEST_P(CpuSample, ImpossibleTokensAreNotDrawnByTheSmallestU) {
+  const uint64_t seed = 0 - 0x9e3779b97f4a7c15ull;
+  ASSERT_EQ(sample_uniform(seed, 0), 0.0f);
+  EXPECT_EQ(sample({-kInf, -kInf, 0, 0}, {.temperature = 1, .seed = seed}), 2);
+}
+
 TEST_P(CpuSample, ExtremeTemperatures) {
   const std::vector<float> logits = {1, 1.001f, 0.5f};
   EXPECT_EQ(drawn(logits, {.temperature = 1e-30f}), (std::set<int32_t>{1}));
