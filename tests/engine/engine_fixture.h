@@ -12,25 +12,9 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "tests/temporary_directory.h"
 
 namespace spinfer {
-
-/// A directory that is removed at the end.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    std::string name = (std::filesystem::temp_directory_path() / "spinfer-engine-XXXXXX").string();
-    if (!mkdtemp(name.data())) throw std::runtime_error("cannot make " + name);
-    path_ = name;
-  }
-  ~TemporaryDirectory() { std::filesystem::remove_all(path_); }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 constexpr int kTinyVocab = 120;
 constexpr int kTinyPositions = 256;
@@ -58,7 +42,7 @@ class TinyModel {
   }
 
  private:
-  TemporaryDirectory directory_;
+  test::TemporaryDirectory directory_;
 };
 
 struct Answer {

@@ -11,7 +11,7 @@
 #include "kernels/check.h"
 #include "models/checkpoint_tools.h"
 #include "tests/models/model_runner.h"
-#include "tests/models/temporary_directory.h"
+#include "tests/temporary_directory.h"
 #include "tests/models/tiny_checkpoint.h"
 
 namespace spinfer::test {

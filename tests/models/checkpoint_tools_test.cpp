@@ -13,7 +13,7 @@
 #include "models/json_text.h"
 #include "models/prune.h"
 #include "tests/models/model_runner.h"
-#include "tests/models/temporary_directory.h"
+#include "tests/temporary_directory.h"
 #include "tests/models/tiny_checkpoint.h"
 
 namespace spinfer::test {

@@ -9,7 +9,7 @@
 
 #include "kernels/check.h"
 #include "models/checkpoint_tools.h"
-#include "tests/models/temporary_directory.h"
+#include "tests/temporary_directory.h"
 
 namespace spinfer::test {
 namespace {

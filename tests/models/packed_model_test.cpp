@@ -9,7 +9,7 @@
 #include "models/checkpoint_tools.h"
 #include "models/weight_table.h"
 #include "tests/models/model_runner.h"
-#include "tests/models/temporary_directory.h"
+#include "tests/temporary_directory.h"
 
 namespace spinfer::test {
 namespace {

@@ -11,7 +11,7 @@
 
 #include "kernels/check.h"
 #include "models/safetensors_writer.h"
-#include "tests/models/temporary_directory.h"
+#include "tests/temporary_directory.h"
 
 namespace spinfer::test {
 namespace {

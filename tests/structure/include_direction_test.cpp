@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/temporary_directory.h"
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -124,20 +126,14 @@ TEST(IncludeDirection, HoldsInTheTree) {
 /// A tree of one file with one include line.
 class Planted : public testing::Test {
  protected:
-  void SetUp() override {
-    root_ = fs::path(testing::TempDir()) / "planted_include";
-    fs::remove_all(root_);
-  }
-  void TearDown() override { fs::remove_all(root_); }
   size_t violations(const std::string& file, const std::string& line) {
-    fs::remove_all(root_);
-    fs::create_directories((root_ / file).parent_path());
-    std::ofstream(root_ / file) << "// a file\n" << line << "\nint x;\n";
-    const Scan result = scan(root_);
+    const spinfer::test::TemporaryDirectory root;
+    fs::create_directories((root.path() / file).parent_path());
+    root.write(file, "// a file\n" + line + "\nint x;\n");
+    const Scan result = scan(root.path());
     EXPECT_EQ(result.files, 1);
     return result.violations.size();
   }
-  fs::path root_;
 };
 
 TEST_F(Planted, ViolationsAreFound) {

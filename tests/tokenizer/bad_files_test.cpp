@@ -10,6 +10,7 @@
 #include <limits>
 #include <random>
 
+#include "tests/temporary_directory.h"
 #include "tests/tokenizer/sample_tokenizers.h"
 #include "tokenizer/file_set.h"
 #include "tokenizer/tokenizer.h"
@@ -318,13 +319,6 @@ TEST(BadFiles, DamagedBytesNeverCrash) {
 
 class Directory : public testing::Test {
  protected:
-  void SetUp() override {
-    dir_ = fs::temp_directory_path() /
-           fmt::format("spinfer-tokenizer-{}-{}", ::getpid(),
-                       testing::UnitTest::GetInstance()->current_test_info()->name());
-    fs::create_directories(dir_);
-  }
-  void TearDown() override { fs::remove_all(dir_); }
   std::string load_error() const {
     try {
       Tokenizer::load(dir_, {});
@@ -333,7 +327,8 @@ class Directory : public testing::Test {
     }
     return "";
   }
-  fs::path dir_;
+  test::TemporaryDirectory temporary_;
+  fs::path dir_ = temporary_.path();
 };
 
 TEST_F(Directory, WithoutTokenizer) {
