@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
-#include <optional>
 #include <random>
 #include <string_view>
 

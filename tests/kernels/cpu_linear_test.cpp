@@ -81,11 +81,11 @@ INSTANTIATE_TEST_SUITE_P(Levels, CpuLinear, testing::ValuesIn(levels()),
 TEST_P(CpuLinear, MatchesADoubleReferenceAtEverySizeAndDensity) {
   std::mt19937_64 rng(11);
   std::uniform_int_distribution<int64_t> size(1, 200);
-  const int tokens[] = {1, 2, 3, 4, 5, 7, 9, 17};
+  const int tokens[] = {1, 2, 3, 4, 5, 9};
   const double densities[] = {0, 0.05, 0.3, 0.5, 0.7, 0.95, 1};
-  for (int round = 0; round < 56; ++round) {
+  for (int round = 0; round < 28; ++round) {
     const int64_t m = size(rng), k = size(rng);
-    const int n = tokens[round % 8];
+    const int n = tokens[round % 6];
     SCOPED_TRACE(fmt::format("{}x{} n {} density {}", m, k, n, densities[round % 7]));
     const DenseMatrix dense = random_matrix(m, k, densities[round % 7], uint64_t(round));
     const TcaBmeMatrix packed = encode(dense, context.pool);
@@ -120,8 +120,8 @@ TEST_P(CpuLinear, PackedAndDenseGiveTheSameBits) {
 }
 
 TEST_P(CpuLinear, TheBatchAndTheThreadsDoNotChangeATokensBits) {
-  const int64_t m = 150, k = 1100;
-  const int n = 150;  // three panels of tokens
+  const int64_t m = 70, k = 600;
+  const int n = 70;  // two panels of tokens
   const DenseMatrix dense = random_matrix(m, k, 0.5, 21);
   const std::vector<Half> x = random_halves(n * k, 22);
   const TcaBmeMatrix packed = encode(dense, context.pool);
