@@ -43,6 +43,11 @@ struct SpmmPlan {
 
 inline constexpr int kSpmmStages = 2;
 
+/// Shared memory beside the slots: X stages, barriers, table, the overrun of the last slot.
+constexpr int spmm_fixed_bytes(int n_tile) {
+  return (n_tile == 8 ? 16 : 32) * 1024 + 1024;
+}
+
 /// Throws `Error` if the largest chunk does not fit (see refine_strip_layout).
 SpmmPlan plan_spmm(const StripShape& shape, int max_unfolded_bytes, int warps, int n, const GpuFacts& gpu);
 
