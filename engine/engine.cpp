@@ -227,6 +227,12 @@ std::vector<RequestUpdate> Engine::State::postprocess(const Step& step,
 void Engine::State::accept_token(const Batch& batch, const StepResult& result, size_t row) {
   const RequestId id = batch.sample_ids[row];
   Request& request = requests.at(id);
+  if (result.ids[row] == kNoToken) {
+    request.output.end(FinishReason::error,
+                       "the logits hold NaN or infinity: the model's weights are damaged, or its activations "
+                       "exceed the range of fp16");
+    return close(id);
+  }
   const int64_t listed = std::min<int64_t>(batch.top, config.vocab_size);
   TokenLogprob token{.id = result.ids[row], .logprob = 0, .top = {}};
   if (row < size_t(batch.logprob_rows)) {

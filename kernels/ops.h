@@ -124,6 +124,9 @@ struct LogitsArgs {
   float* logits;      ///< [n][w.m]
 };
 
+/// The id of a row whose logits are unusable.
+inline constexpr int32_t kNoToken = -1;
+
 /// How one row is sampled. Order: repetition penalty → temperature → top-k → top-p → min-p → draw.
 /// The draw is a function of (seed, step) alone, so it does not depend on what else is in the batch.
 /// In full, with l the penalised logits: w[i] = exp((l[i] - max l) / temperature). top-k keeps the k largest l (lower id
@@ -131,7 +134,8 @@ struct LogitsArgs {
 /// whose sum of w reaches top_p · the sum of all w that top-k kept. min-p then keeps w ≥ min_p; the largest always stays.
 /// The draw walks the kept tokens by ascending id and takes the first whose running sum of w exceeds
 /// sample_uniform(seed, step) · the sum over all kept.
-/// A row with NaN or +infinity, or without any finite logit, is an error: the CPU throws `Error` naming the row.
+/// A row with NaN or +infinity, or without any finite logit, cannot be sampled: its id is kNoToken, and only its request
+/// suffers.
 struct SampleRow {
   float temperature = 0;      ///< 0: greedy (lowest id wins a tie)
   int32_t top_k = 0;          ///< 0: off
@@ -153,7 +157,8 @@ struct SampleArgs {
   int32_t* ids;             ///< out [n]
 };
 
-/// Natural-log probabilities under softmax(logits), before penalties and temperature.
+/// Natural-log probabilities under softmax(logits), before penalties and temperature. A row that cannot be sampled (see
+/// SampleRow) gets NaN for all of them, and the ids 0, 1, ….
 struct LogprobsArgs {
   const float* logits;      ///< [n][vocab]
   int n;

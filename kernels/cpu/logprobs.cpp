@@ -1,6 +1,9 @@
 // logprobs: log-softmax of chosen tokens and of the most probable ones.
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <numeric>
+#include <optional>
 #include <vector>
 
 #include "kernels/check.h"
@@ -30,13 +33,22 @@ std::vector<int32_t> top_ids(const float* logits, int vocab, int top) {
   return best;
 }
 
+void mark_unusable(const LogprobsArgs& a, int64_t row) {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  if (a.targets && a.target_logprobs) a.target_logprobs[row] = kNan;
+  std::iota(a.top_ids + row * a.top, a.top_ids + (row + 1) * a.top, 0);
+  std::fill_n(a.top_logprobs + row * a.top, a.top, kNan);
+}
+
 }  // namespace
 
 void logprobs(DeviceContext& context, const LogprobsArgs& a) {
   check(a.top >= 0 && a.top <= a.vocab, "logprobs: top {} must be 0…{}, the vocabulary", a.top, a.vocab);
   for_rows(context, a.n, a.vocab, [&](int64_t row) {
     const float* logits = a.logits + row * a.vocab;
-    const float max = max_logit(logits, a.vocab, row);
+    const std::optional<float> usable_max = max_logit(logits, a.vocab);
+    if (!usable_max) return mark_unusable(a, row);
+    const float max = *usable_max;
     const double log_sum = std::log(softmax_sum(logits, a.vocab, max));
     const auto logprob = [&](int32_t id) { return float(double(logits[id]) - max - log_sum); };
     if (a.targets && a.target_logprobs) {

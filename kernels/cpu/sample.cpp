@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cassert>
 #include <numeric>
+#include <optional>
 #include <span>
 
 #include "kernels/check.h"
@@ -102,11 +103,12 @@ int32_t draw(std::span<const float> weights, float u) {
 int32_t sample_row(const SampleArgs& a, int64_t index, const SampleScratch& scratch) {
   const SampleRow& row = a.rows[index];
   const float* logits = penalised(a, row, a.logits + index * a.vocab, scratch.logits);
-  const float max = max_logit(logits, a.vocab, index);
-  if (row.temperature == 0) return int32_t(std::find(logits, logits + a.vocab, max) - logits);
+  const std::optional<float> max = max_logit(logits, a.vocab);
+  if (!max) return kNoToken;
+  if (row.temperature == 0) return int32_t(std::find(logits, logits + a.vocab, *max) - logits);
 
   const std::span<float> weights(scratch.weights, size_t(a.vocab));
-  softmax_weights(logits, a.vocab, max, row.temperature, weights.data());
+  softmax_weights(logits, a.vocab, *max, row.temperature, weights.data());
   if ((row.top_k > 0 && row.top_k < a.vocab) || row.top_p < 1) {
     const std::span<int32_t> ids(scratch.ids, size_t(a.vocab));
     RankedIds ranked(logits, ids);

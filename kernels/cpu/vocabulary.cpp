@@ -10,8 +10,6 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/check.h"
-
 HWY_BEFORE_NAMESPACE();
 namespace spinfer::cpu::HWY_NAMESPACE {
 
@@ -59,12 +57,9 @@ HWY_EXPORT(max_or_nan);
 HWY_EXPORT(softmax_weights);
 HWY_EXPORT(softmax_sum);
 
-float max_logit(const float* logits, int64_t vocab, int64_t row) {
+std::optional<float> max_logit(const float* logits, int64_t vocab) {
   const float max = HWY_DYNAMIC_DISPATCH(max_or_nan)(logits, vocab);
-  check(!std::isnan(max),
-        "logits of row {} hold NaN: the model's weights or activations are damaged or overflow", row);
-  check(std::isfinite(max), "logits of row {} have the maximum {}: it must be finite", row, max);
-  return max;
+  return std::isfinite(max) ? std::optional(max) : std::nullopt;
 }
 
 void softmax_weights(const float* logits, int64_t vocab, float max, float temperature, float* weights) {

@@ -2,11 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 namespace spinfer::cpu {
 
-/// The largest logit. Throws `Error` naming `row` if one is NaN or +infinity, or none is finite.
-float max_logit(const float* logits, int64_t vocab, int64_t row);
+/// The largest logit; nothing if one is NaN or +infinity, or none is finite.
+std::optional<float> max_logit(const float* logits, int64_t vocab);
 
 /// weights[i] = exp((logits[i] − max) / temperature), fp32.
 void softmax_weights(const float* logits, int64_t vocab, float max, float temperature, float* weights);

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <limits>
 #include <stdexcept>
 #include <thread>
 
@@ -22,8 +23,15 @@ void attention_with_fault(DeviceContext& context, const AttentionArgs& args) {
   cpu_backend().attention(context, args);
 }
 
-/// The CPU's table with attention replaced.
-Backend faulty_backend() {
+void logits_with_nan(DeviceContext& context, const LogitsArgs& args) {
+  cpu_backend().logits(context, args);
+  if (calls_until_fault.fetch_sub(1) == 0)
+    args.logits[args.w.m / 2] = std::numeric_limits<float>::quiet_NaN();
+}
+
+/// The CPU's table with two ops replaced.
+Backend faulty_backend(void (&attention)(DeviceContext&, const AttentionArgs&) = attention_with_fault,
+                       void (&logits)(DeviceContext&, const LogitsArgs&) = cpu_backend().logits) {
   const Backend& cpu = cpu_backend();
   return {.name = cpu.name,
           .device_count = cpu.device_count,
@@ -41,10 +49,10 @@ Backend faulty_backend() {
           .add_norm = cpu.add_norm,
           .linear = cpu.linear,
           .rope_append = cpu.rope_append,
-          .attention = attention_with_fault,
+          .attention = attention,
           .gated_activation = cpu.gated_activation,
           .gather_rows = cpu.gather_rows,
-          .logits = cpu.logits,
+          .logits = logits,
           .sample = cpu.sample,
           .logprobs = cpu.logprobs,
           .connect = cpu.connect,
@@ -53,9 +61,9 @@ Backend faulty_backend() {
           .abort_group = cpu.abort_group};
 }
 
-class EngineFault : public testing::TestWithParam<int> {};
+class EngineFaultOnRanks : public testing::TestWithParam<int> {};
 
-TEST_P(EngineFault, EndsEveryRequestWithTheCause) {
+TEST_P(EngineFaultOnRanks, EndsEveryRequestWithTheCause) {
   const TinyModel model;
   const Backend backend = faulty_backend();
   auto options = model.options();
@@ -90,7 +98,40 @@ TEST_P(EngineFault, EndsEveryRequestWithTheCause) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Ranks, EngineFault, testing::Values(1, 2), testing::PrintToStringParamName());
+TEST(EngineFault, NanInTheLogitsOfOneRequestHarmsNoOther) {
+  const TinyModel model;
+  const Backend backend = faulty_backend(cpu_backend().attention, logits_with_nan);
+  const auto run = [&](const Backend& table, int calls) {
+    auto options = model.options();
+    options.backend = &table;
+    calls_until_fault = calls;
+    const auto engine = Engine::create(options);
+    std::mt19937 random(3);
+    for (int i = 0; i < 3; ++i) {
+      engine->add_request(random_prompt(random, 9), {.max_tokens = 12, .temperature = 0, .ignore_eos = true});
+    }
+    auto answers = run_to_end(*engine);
+    EXPECT_TRUE(engine->failure().empty());
+    EXPECT_EQ(engine->stats().kv_blocks_used, 0);
+    return answers;
+  };
+  const auto clean = run(cpu_backend(), -1);
+  const auto answers = run(backend, 4);  // in the fifth step, row 0: the first request
+  ASSERT_EQ(answers.size(), 3u);
+  int failed = 0;
+  for (const auto& [id, answer] : answers) {
+    if (answer.finish == FinishReason::error) {
+      ++failed;
+      EXPECT_NE(answer.error.find("NaN"), std::string::npos) << answer.error;
+      EXPECT_EQ(answer.ids.size(), 4u);
+    } else {
+      EXPECT_EQ(answer.ids, clean.at(id).ids);
+    }
+  }
+  EXPECT_EQ(failed, 1);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, EngineFaultOnRanks, testing::Values(1, 2), testing::PrintToStringParamName());
 
 TEST(TensorParallel, RunsEveryRankOnceAndJoinsThem) {
   TensorParallel ranks(cpu_backend(), 3, {.threads = 3});

@@ -112,8 +112,24 @@ TEST_P(CpuLogprobs, RefusesUnusableInput) {
   EXPECT_THROW(ops_.logprobs(context_, args), Error);
   args.top = 0;
   EXPECT_NO_THROW(ops_.logprobs(context_, args));
-  logits[0] = kNan;
-  EXPECT_THROW(ops_.logprobs(context_, args), Error);
+}
+
+TEST_P(CpuLogprobs, ARowWithNanHasNoProbabilities) {
+  const std::vector<float> logits = {0, kNan, 1, 0, 1, 2};
+  const std::vector<int32_t> targets = {0, 2};
+  std::vector<float> values(2, 7), tops(4, 7);
+  std::vector<int32_t> ids(4, -7);
+  ops_.logprobs(context_, {.logits = logits.data(),
+                           .n = 2,
+                           .vocab = 3,
+                           .targets = targets.data(),
+                           .target_logprobs = values.data(),
+                           .top = 2,
+                           .top_ids = ids.data(),
+                           .top_logprobs = tops.data()});
+  EXPECT_TRUE(std::isnan(values[0]) && std::isnan(tops[0]) && std::isnan(tops[1]));
+  EXPECT_NEAR(values[1], -0.407606, 1e-5);
+  EXPECT_EQ(ids, (std::vector<int32_t>{0, 1, 2, 1}));
 }
 
 }  // namespace
