@@ -98,6 +98,15 @@ MemoryPlan plan_ranks(TensorParallel& ranks, const EngineOptions& options, const
   return *least;
 }
 
+/// Bytes of weights that a decode step reads: a row or so of an embedding table is nothing, a tied head is
+/// all of its rows.
+int64_t step_weights_bytes(const Model& model) {
+  const bool head_in_table = model.config.tied_head && model.head.view.is_dense();
+  const int64_t head = head_in_table ? model.head.view.m * model.head.view.k : 0;
+  return model.report.device_bytes -
+         int64_t{sizeof(Half)} * (model.embedding.size() + model.positions.size() - head);
+}
+
 struct Request {
   RequestOutput output;
   Clock::time_point arrived;
@@ -132,6 +141,7 @@ struct Engine::State {
   int64_t prompt_tokens = 0;
   int64_t generated_tokens = 0;
   StepStats last_step;
+  PromptLogits prompt_logits;
 
   State(const EngineOptions& options, const Backend& backend, ModelConfig config,
         std::optional<Tokenizer> tokenizer, std::unique_ptr<TensorParallel> ranks, const MemoryPlan& plan)
@@ -208,7 +218,12 @@ std::vector<RequestUpdate> Engine::State::postprocess(const Step& step,
     scheduler.complete(step.decision);
     const Batch& batch = step.batch;
     for (size_t i = 0; i < batch.scores.size(); ++i) {
-      requests.at(batch.scores[i].id).output.add_score(batch.scores[i].position, result->score_logprobs[i]);
+      const auto [id, position] = batch.scores[i];
+      requests.at(id).output.add_score(position, result->score_logprobs[i]);
+      if (prompt_logits) {
+        const auto vocab = size_t(config.vocab_size);
+        prompt_logits(id, position, std::span(result->score_logits).subspan(i * vocab, vocab));
+      }
     }
     for (size_t row = 0; row < batch.sample_ids.size(); ++row) accept_token(batch, *result, row);
   } else {
@@ -346,6 +361,10 @@ const char* Engine::backend_name() const {
 StepStats Engine::last_step() const {
   return state_->last_step;
 }
+void Engine::observe_prompt_logits(PromptLogits observer) {
+  state_->ranks->rank(0).keep_score_logits(bool(observer));
+  state_->prompt_logits = std::move(observer);
+}
 void Engine::check_integrity() const {
   state_->kv.check_integrity();
 }
@@ -361,6 +380,7 @@ MemoryReport Engine::memory() const {
     memory.weights_dense_bytes += report.dense_bytes;
     memory.weights_packed_bytes += report.packed_bytes;
     memory.weights_bytes += report.device_bytes;
+    memory.step_weights_bytes += step_weights_bytes(runner.model());
     memory.kv_bytes += runner.device().bytes(MemoryUse::kv_cache);
     memory.workspace_bytes += runner.device().bytes(MemoryUse::workspace);
     memory.peak_bytes += runner.device().peak_bytes();

@@ -47,6 +47,7 @@ struct MemoryReport {
   int64_t weights_dense_bytes = 0;   ///< all weights, were they dense
   int64_t weights_packed_bytes = 0;  ///< by the size formula
   int64_t weights_bytes = 0;         ///< on the devices
+  int64_t step_weights_bytes = 0;  ///< of these, what a decode step reads: embedding rows not gathered apart
   int64_t kv_bytes = 0;
   int64_t workspace_bytes = 0;
   int64_t peak_bytes = 0;  ///< largest total the devices held
@@ -95,6 +96,10 @@ class Engine {
   std::vector<RequestUpdate> step();
   /// Why the engine stopped working; empty while it works. It takes no more requests then.
   const std::string& failure() const;
+  /// From now on `step` shows the logits [vocab] that predict each scored prompt token (see
+  /// SamplingParams::prompt_logprobs), `position` ≥ 1 being the token's. For comparing models.
+  using PromptLogits = std::function<void(RequestId id, int64_t position, std::span<const float> logits)>;
+  void observe_prompt_logits(PromptLogits observer);
 
   const ModelConfig& config() const;
   const Tokenizer* tokenizer() const;  ///< null where the directory has no tokenizer files

@@ -135,17 +135,21 @@ void Runner::score(const Batch& batch, StepResult& result) {
   const int rows = int(batch.scores.size());
   if (rows == 0) return;
   const int64_t vocab = model_->config.vocab_size;
+  const float* logits = workspace_->logits.data() + int64_t(batch.sample_rows.size()) * vocab;
   score_targets_.upload(batch.score_targets.data(), rows);
-  device_.ops().logprobs(device_.context(),
-                         {.logits = workspace_->logits.data() + int64_t(batch.sample_rows.size()) * vocab,
-                          .n = rows,
-                          .vocab = int(vocab),
-                          .targets = score_targets_.data(),
-                          .target_logprobs = logprobs_.data(),
-                          .top = 0,
-                          .top_ids = nullptr,
-                          .top_logprobs = nullptr});
+  device_.ops().logprobs(device_.context(), {.logits = logits,
+                                             .n = rows,
+                                             .vocab = int(vocab),
+                                             .targets = score_targets_.data(),
+                                             .target_logprobs = logprobs_.data(),
+                                             .top = 0,
+                                             .top_ids = nullptr,
+                                             .top_logprobs = nullptr});
   result.score_logprobs = logprobs_.download(rows);
+  if (!keep_score_logits_) return;
+  result.score_logits.resize(size_t(rows) * size_t(vocab));
+  device_.ops().download(device_.context(), result.score_logits.data(), logits,
+                         result.score_logits.size() * sizeof(float));
 }
 
 }  // namespace spinfer

@@ -23,6 +23,7 @@ struct StepResult {
   std::vector<int32_t> top_ids;       ///< [logprob_rows][top]
   std::vector<float> top_logprobs;    ///< [logprob_rows][top]
   std::vector<float> score_logprobs;  ///< [scores]
+  std::vector<float> score_logits;    ///< [scores][vocab], if kept
 };
 
 class Runner {
@@ -42,6 +43,9 @@ class Runner {
   /// same batch; the results of other ranks than 0 are empty.
   StepResult run(const Batch& batch);
 
+  /// Whether results hold the logits of scored tokens.
+  void keep_score_logits(bool keep) { keep_score_logits_ = keep; }
+
   /// Device bytes of the index and sampling arrays of steps within `limits`.
   static int64_t index_bytes(const StepLimits& limits);
   /// Device bytes of one KV block, all layers, on the rank with the most heads.
@@ -54,6 +58,7 @@ class Runner {
 
   Device device_;  // outlives all arrays below
   Shard shard_;
+  bool keep_score_logits_ = false;
   std::optional<Model> model_;
   std::unique_ptr<Workspace> workspace_;
   std::vector<DeviceArray<Half>>

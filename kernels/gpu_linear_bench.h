@@ -16,7 +16,7 @@ struct GpuBenchShape {
 };
 
 /// The paper's 31 matrices, in its order.
-std::vector<GpuBenchShape> paper_shapes();
+std::vector<GpuBenchShape> gpu_paper_shapes();
 /// QKV together, and gate with up together, of OPT, LLaMA and Qwen2 models.
 std::vector<GpuBenchShape> fused_model_shapes();
 /// The nine large matrices whose geometric mean issue targets speak of.

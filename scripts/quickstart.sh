@@ -4,14 +4,32 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-scripts/setup.sh
-cmake --preset release -DSPINFER_TESTS=OFF >/dev/null
-cmake --build --preset release --target spinfer
+say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+[ -t 1 ] || say() { printf '\n== %s\n' "$*"; }
 
 model=tests/data/demo-llama
-prompt=${1:-"Prince Andrew looked at her and said"}
-echo
-echo "\$ build/spinfer generate -m $model -p \"$prompt\" -n 120 --seed 1 --baseline dense --report"
+prompt=${1:-"The old man looked at her and said,"}
+
+say "setting up"
+scripts/setup.sh
+
+say "building build/spinfer (a few minutes the first time)"
+mkdir -p build
+cmake --preset release -DSPINFER_TESTS=OFF >build/quickstart.log 2>&1 || { cat build/quickstart.log >&2; exit 1; }
+grep -h 'CUDA backend' build/quickstart.log || true
+cmake --build --preset release --target spinfer
+
+say "text from the bundled demo model: LLaMA, 4.7 M parameters, half of its linear weights pruned away"
+echo "\$ build/spinfer generate -m $model -p \"$prompt\" -n 120 --seed 4 --baseline dense"
 echo
 printf '%s' "$prompt"
-build/spinfer generate -m "$model" -p "$prompt" -n 120 --seed 1 --baseline dense --report
+build/spinfer generate -m "$model" -p "$prompt" -n 120 --seed 4 --baseline dense --report
+
+say "the same measurement on a larger model: OPT-125M with random weights, 60 % of them zero"
+echo "\$ build/spinfer bench latency --config configs/models/opt-125m.json --sparsity 0.6 --baseline dense \\"
+echo "      --batch-size 1 --input-len 16 --output-len 32"
+echo
+build/spinfer bench latency --config configs/models/opt-125m.json --sparsity 0.6 --baseline dense \
+  --batch-size 1 --input-len 16 --output-len 32
+
+say "done. Next: build/spinfer --help, README.md"

@@ -1,15 +1,29 @@
 #!/usr/bin/env bash
-# Sets up, builds and runs all tests; exit status is ctest's. Needs no GPU: tests that do skip, saying so.
-#   scripts/test.sh              release build in build/, all tests
-#   scripts/test.sh asan         the same with AddressSanitizer and UBSan (preset asan, in build-asan/)
+# Sets up, builds and runs all tests; exit status 0 only if all passed. Needs no GPU: tests that do skip, saying so.
+#   scripts/test.sh              fuzz targets for a few seconds each (if clang is there), then the release build's tests
+#   scripts/test.sh asan         the tests with AddressSanitizer and UBSan (preset asan, in build-asan/)
 #   scripts/test.sh tsan         with ThreadSanitizer
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 preset=${1:-release}
-scripts/setup.sh
-cmake --preset "$preset"
-cmake --build --preset "$preset"
 build_dir=build
 [ "$preset" = release ] || build_dir=build-$preset
-ctest --test-dir "$build_dir" --output-on-failure -j "$(nproc)" --no-tests=error
+status=0
+
+scripts/setup.sh
+cmake --preset "$preset" -DSPINFER_TESTS=ON
+cmake --build --preset "$preset"
+
+# libFuzzer comes with clang. What g++ found is no reason to build everything twice: only the targets themselves.
+if [ "$preset" = release ] && command -v clang++ >/dev/null; then
+  cmake --preset fuzz >/dev/null
+  mapfile -t fuzzers < <(ctest --test-dir build-fuzz -N -R '^fuzz_' | sed -n 's/^ *Test *#[0-9]*: *//p')
+  if [ ${#fuzzers[@]} -gt 0 ]; then
+    cmake --build --preset fuzz --target "${fuzzers[@]}"
+    ctest --test-dir build-fuzz -R '^fuzz_' --output-on-failure -j "$(nproc)" || status=$?
+  fi
+fi
+
+ctest --test-dir "$build_dir" --output-on-failure -j "$(nproc)" --no-tests=error || status=$?
+exit "$status"

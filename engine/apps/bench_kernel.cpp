@@ -10,8 +10,10 @@
 #include "engine/apps/interrupt.h"
 #include "engine/apps/options.h"
 #include "engine/apps/output.h"
+#include "engine/apps/progress.h"
 #include "kernels/bench/linear_bench.h"
 #include "kernels/check.h"
+#include "kernels/gpu_linear_bench.h"
 
 namespace spinfer {
 namespace {
@@ -21,6 +23,7 @@ struct KernelFlags {
   std::string shapes = "paper";
   std::vector<int> tokens = {8, 16, 32};
   std::vector<double> sparsities = {0.5, 0.6};
+  int64_t cold_bytes = 0;
   std::string csv;
 };
 
@@ -45,60 +48,115 @@ std::vector<LinearShape> parse_shapes(const std::string& text) {
   return shapes;
 }
 
-void write_csv(const std::string& path, const std::vector<LinearBenchRow>& rows) {
-  std::ofstream file(path);
-  file << "m,k,n,sparsity,us,dense_us,speedup,gbps,floor_pct,rel_error\n";
-  for (const LinearBenchRow& r : rows) {
-    file << fmt::format("{},{},{},{},{:.3f},{:.3f},{:.4f},{:.2f},{:.2f},{:.3e}\n", r.m, r.k, r.n, r.sparsity,
+/// The columns that both backends' benchmarks have.
+struct Row {
+  int64_t m, k;
+  int n;
+  double sparsity, us, dense_us, speedup, gbps, floor_pct, rel_error;
+};
+
+template <class BackendRow>
+Row common_columns(const BackendRow& r) {
+  return {r.m, r.k, r.n, r.sparsity, r.us, r.dense_us, r.speedup, r.gbps, r.floor_pct, r.rel_error};
+}
+
+struct BenchResult {
+  std::vector<Row> rows;
+  nlohmann::json document;
+};
+
+BenchResult bench_cpu(const KernelFlags& flags, const std::vector<LinearShape>& shapes) {
+  LinearBenchOptions options;
+  options.shapes = shapes;
+  options.tokens = flags.tokens;
+  options.sparsities = flags.sparsities;
+  options.cold_bytes = flags.cold_bytes;
+  options.seed = flags.common.seed.value_or(options.seed);
+  ProgressBar bar("bench kernel", ProgressUnit::items);
+  int64_t done = 0;
+  const auto total = int64_t(shapes.size() * flags.sparsities.size() * (flags.tokens.size() + 1));
+  options.progress = [&](const std::string&) {
+    stop_if_interrupted();
+    bar.update(done++, total);
+  };
+  BenchResult result{{}, nlohmann::json::array()};
+  for (const LinearBenchRow& r : bench_linear(cpu_backend(), {.threads = flags.common.threads}, options)) {
+    result.rows.push_back(common_columns(r));
+    result.document.push_back({{"m", r.m},
+                               {"k", r.k},
+                               {"n", r.n},
+                               {"sparsity", r.sparsity},
+                               {"us", r.us},
+                               {"dense_us", r.dense_us},
+                               {"speedup", r.speedup},
+                               {"gbps", r.gbps},
+                               {"dense_gbps", r.dense_gbps},
+                               {"read_gbps", r.read_gbps},
+                               {"floor_pct", r.floor_pct},
+                               {"rel_error", r.rel_error},
+                               {"us_batches", r.us_batches},
+                               {"dense_us_batches", r.dense_us_batches},
+                               {"read_gbps_batches", r.read_gbps_batches}});
+  }
+  return result;
+}
+
+BenchResult bench_gpu(const KernelFlags& flags, const std::vector<LinearShape>& shapes) {
+  GpuBenchOptions options;
+  for (const LinearShape& shape : shapes) options.shapes.push_back({shape.m, shape.k});
+  options.n = flags.tokens;
+  options.sparsities = flags.sparsities;
+  options.seed = flags.common.seed.value_or(options.seed);
+  ProgressBar bar("bench kernel", ProgressUnit::items);
+  int64_t done = 0;
+  const auto total = int64_t(shapes.size() * flags.sparsities.size() * flags.tokens.size());
+  const GpuBenchReport report = run_gpu_linear_bench(options, [&](const GpuBenchRow&) {
+    stop_if_interrupted();
+    bar.update(++done, total);
+  });
+  BenchResult result{{}, nlohmann::json::parse(to_json(report, true))};
+  for (const GpuBenchRow& row : report.rows) result.rows.push_back(common_columns(row));
+  return result;
+}
+
+std::string csv_lines(const std::vector<Row>& rows) {
+  std::string text = "m,k,n,sparsity,us,dense_us,speedup,gbps,floor_pct,rel_error\n";
+  for (const Row& r : rows) {
+    text += fmt::format("{},{},{},{},{:.3f},{:.3f},{:.4f},{:.2f},{:.2f},{:.3e}\n", r.m, r.k, r.n, r.sparsity,
                         r.us, r.dense_us, r.speedup, r.gbps, r.floor_pct, r.rel_error);
   }
-  file.close();
-  check(!file.fail(), "{}: cannot be written", path);
+  return text;
+}
+
+std::string table_of(const std::vector<Row>& rows) {
+  std::string table = fmt::format("{:>14} {:>5} {:>8} {:>10} {:>10} {:>8} {:>8} {:>7} {:>9}\n", "MxK", "N",
+                                  "zeros", "sparse us", "dense us", "speedup", "GB/s", "floor", "error");
+  for (const Row& r : rows) {
+    table += fmt::format("{:>14} {:>5} {:>7.0f}% {:>10.1f} {:>10.1f} {:>7.2f}x {:>8.1f} {:>6.0f}% {:>9.1e}\n",
+                         fmt::format("{}x{}", r.m, r.k), r.n, r.sparsity * 100, r.us, r.dense_us, r.speedup,
+                         r.gbps, r.floor_pct, r.rel_error);
+  }
+  return table;
 }
 
 void run_kernel_bench(const KernelFlags& flags) {
-  LinearBenchOptions options;
-  options.shapes = parse_shapes(flags.shapes);
-  options.tokens = flags.tokens;
-  options.sparsities = flags.sparsities;
-  options.seed = flags.common.seed.value_or(options.seed);
-  options.progress = [](const std::string& what) {
-    stop_if_interrupted();
-    fmt::print(stderr, "bench kernel: {}\n", what);
-  };
+  const auto shapes = parse_shapes(flags.shapes);
   (void)flags.common.engine_options();  // sets the log level
-  const auto rows =
-      bench_linear(select_backend(flags.common.device), {.threads = flags.common.threads}, options);
-  if (!flags.csv.empty()) write_csv(flags.csv, rows);
-  if (flags.common.json) {
-    nlohmann::json document = nlohmann::json::array();
-    for (const LinearBenchRow& r : rows) {
-      document.push_back({{"m", r.m},
-                          {"k", r.k},
-                          {"n", r.n},
-                          {"sparsity", r.sparsity},
-                          {"us", r.us},
-                          {"dense_us", r.dense_us},
-                          {"speedup", r.speedup},
-                          {"gbps", r.gbps},
-                          {"dense_gbps", r.dense_gbps},
-                          {"read_gbps", r.read_gbps},
-                          {"floor_pct", r.floor_pct},
-                          {"rel_error", r.rel_error},
-                          {"us_batches", r.us_batches},
-                          {"dense_us_batches", r.dense_us_batches},
-                          {"read_gbps_batches", r.read_gbps_batches}});
-    }
-    return print_json(document);
+  const Backend& backend = select_backend(flags.common.device);
+  std::ofstream csv;
+  if (!flags.csv.empty()) {  // opened first: a bench takes long
+    csv.open(flags.csv);
+    check(csv.good(), "{}: cannot be written", flags.csv);
   }
-  print_out(fmt::format("{:>14} {:>5} {:>8} {:>10} {:>10} {:>8} {:>8} {:>7} {:>9}\n", "MxK", "N", "zeros",
-                        "sparse us", "dense us", "speedup", "GB/s", "floor", "error"));
-  for (const LinearBenchRow& r : rows) {
-    print_out(
-        fmt::format("{:>14} {:>5} {:>7.0f}% {:>10.1f} {:>10.1f} {:>7.2f}x {:>8.1f} {:>6.0f}% {:>9.1e}\n",
-                    fmt::format("{}x{}", r.m, r.k), r.n, r.sparsity * 100, r.us, r.dense_us, r.speedup,
-                    r.gbps, r.floor_pct, r.rel_error));
+  const bool on_cpu = backend.name == std::string_view("cpu");
+  const BenchResult result = on_cpu ? bench_cpu(flags, shapes) : bench_gpu(flags, shapes);
+  if (!flags.csv.empty()) {
+    csv << csv_lines(result.rows);
+    csv.close();
+    check(!csv.fail(), "{}: cannot be written", flags.csv);
   }
+  if (flags.common.json) return print_json(result.document);
+  print_out(table_of(result.rows));
 }
 
 }  // namespace
@@ -111,12 +169,16 @@ void add_bench_kernel(CLI::App& bench) {
       ->capture_default_str();
   command->add_option("-N,--tokens", flags->tokens, "tokens: 8,16,32")
       ->delimiter(',')
-      ->check(number_in(1, 1 << 16, "1…65536"))
+      ->check(whole_number_in(1, 1 << 16))
       ->capture_default_str();
   command->add_option("--sparsity", flags->sparsities, "shares of zeros: 0.5,0.6")
       ->delimiter(',')
       ->check(number_in(0, 1, "0…1"))
       ->capture_default_str();
+  command
+      ->add_option("--cold-bytes", flags->cold_bytes,
+                   "CPU: bytes of weights to rotate through; 0 = four times the last-level cache")
+      ->check(whole_number_in(0, int64_t{1} << 40));
   command->add_option("--csv", flags->csv, "also write the rows to this file");
   command->callback([flags] { run_kernel_bench(*flags); });
 }

@@ -53,6 +53,11 @@ RunReport measure(const LatencyFlags& flags, bool dense) {
     options.random_weights = flags.sparsity;
   }
   if (options.max_model_len == 0) options.max_model_len = flags.input_len + flags.output_len;
+  if (options.num_kv_blocks == 0 && options.kv_cache_bytes == 0) {
+    // The whole batch at once; the scheduler keeps a spare block for each running request.
+    const int64_t blocks = (options.max_model_len + options.block_size - 1) / options.block_size + 1;
+    options.num_kv_blocks = blocks * flags.batch_size;
+  }
   ProgressBar bar(dense ? "loading dense" : "loading sparse", ProgressUnit::bytes);
   options.load_progress = bar.callback();
   const auto engine = Engine::create(options);
@@ -60,12 +65,11 @@ RunReport measure(const LatencyFlags& flags, bool dense) {
   for (int i = 0; i < flags.warmup; ++i)
     run_prompts(*engine, random_prompts(flags, vocab, std::min(4, flags.output_len)));
   const GenerationRun run = run_prompts(*engine, random_prompts(flags, vocab, flags.output_len));
-  return {engine->memory(), run.times};
+  return make_report(*engine, run.times, flags.common.threads);
 }
 
 void run_latency(const LatencyFlags& flags) {
-  if (flags.common.model.empty() == flags.config.empty())
-    throw UsageError("bench latency: give one of -m and --config");
+  check_one_source("bench latency", !flags.common.model.empty(), !flags.config.empty());
   const RunReport sparse = measure(flags, false);
   std::optional<RunReport> dense;
   if (!flags.baseline.empty()) dense = measure(flags, true);
@@ -88,7 +92,7 @@ void add_bench_latency(CLI::App& bench) {
   CLI::App* command = bench.add_subcommand("latency", "a fixed batch: TTFT, TPOT, tokens/s, memory");
   flags->common.add_to(*command, CommonFlags::Model::optional);
   flags->capacity.add_to(*command);
-  const auto count = number_in(1, 1 << 20, "1…1048576");
+  const auto count = whole_number_in(1, 1 << 20);
   command->add_option("--config", flags->config,
                       "config.json of a model to fill with random weights, instead of -m");
   command->add_option("--sparsity", flags->sparsity, "zeros in random weights")
@@ -102,7 +106,7 @@ void add_bench_latency(CLI::App& bench) {
       ->capture_default_str();
   command->add_option("--batch-size", flags->batch_size, "requests")->check(count)->capture_default_str();
   command->add_option("--warmup", flags->warmup, "short runs before the measured one")
-      ->check(number_in(0, 100, "0…100"))
+      ->check(whole_number_in(0, 100))
       ->capture_default_str();
   command->add_option("--baseline", flags->baseline, "dense: also run the same masked weights dense")
       ->check(CLI::IsMember({"dense"}));

@@ -1,25 +1,21 @@
 // `spinfer doctor`: what this machine offers, and whether each backend computes what it should.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
-#include <cmath>
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <random>
 
 #include "engine/apps/command.h"
 #include "engine/apps/options.h"
 #include "engine/apps/output.h"
 #include "engine/apps/report.h"
+#include "engine/apps/self_test.h"
 #include "kernels/check.h"
 #include "kernels/device.h"
-#include "kernels/thread_pool.h"
 
 namespace spinfer {
 namespace {
-
-/// Rounding a result to fp16 costs 2^-11 at most, relative to it.
-constexpr double kTolerance = 1e-3;
 
 std::string cpu_model() {
   std::ifstream file("/proc/cpuinfo");
@@ -43,63 +39,13 @@ std::vector<std::string> cpu_features() {
   return features;
 }
 
-struct SelfTest {
-  std::string op;
-  double rel_error = 0;
-  bool ok() const { return rel_error < kTolerance; }  // NaN is not
-};
-
-/// ‖got − want‖ / ‖want‖.
-double relative_error(const std::vector<Half>& got, const std::vector<double>& want) {
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    difference += std::pow(double(to_float(got[i])) - want[i], 2);
-    norm += want[i] * want[i];
-  }
-  return std::sqrt(difference / norm);
-}
-
-/// y = W·x with a half-empty W of odd sizes, against double arithmetic on the host.
-SelfTest test_linear(Device& device, bool packed) {
-  constexpr int64_t kM = 203, kK = 331;
-  constexpr int kN = 5;
-  std::mt19937_64 random(7);
-  std::normal_distribution<float> gaussian;
-  auto weights = std::make_shared<std::vector<Half>>(size_t(kM * kK));
-  for (Half& w : *weights) w = random() % 2 ? to_half(gaussian(random)) : Half{};
-  std::vector<Half> x(size_t(kN * kK));
-  for (Half& value : x) value = to_half(gaussian(random));
-  std::vector<double> want(size_t(kN * kM));
-  for (int n = 0; n < kN; ++n) {
-    for (int64_t m = 0; m < kM; ++m) {
-      for (int64_t k = 0; k < kK; ++k) {
-        want[size_t(n * kM + m)] +=
-            double(to_float((*weights)[size_t(m * kK + k)])) * double(to_float(x[size_t(n * kK + k)]));
-      }
-    }
-  }
-
-  ThreadPool pool(1);
-  const DenseMatrix dense{kM, kK, weights->data(), weights};
-  const HostMatrix matrix = packed ? HostMatrix(encode(dense, pool)) : HostMatrix(dense);
-  const LinearWeight weight = device.ops().prepare_linear(device.context(), matrix, nullptr);
-  DeviceArray<Half> device_x(device, int64_t(x.size()), MemoryUse::workspace);
-  DeviceArray<Half> device_y(device, int64_t(want.size()), MemoryUse::workspace);
-  device_x.upload(x.data(), device_x.size());
-  device.ops().linear(device.context(),
-                      {.w = weight.view, .x = device_x.data(), .n = kN, .y = device_y.data()});
-  return {packed ? "linear, TCA-BME" : "linear, dense",
-          relative_error(device_y.download(device_y.size()), want)};
-}
-
 nlohmann::json inspect_backend(const Backend& backend, int threads, bool& healthy) {
   nlohmann::json devices = nlohmann::json::array();
   for (int ordinal = 0; ordinal < backend.device_count(); ++ordinal) {
     Device device(backend, {.ordinal = ordinal, .threads = threads});
     const DeviceInfo info = device.info();
     nlohmann::json tests = nlohmann::json::array();
-    for (bool packed : {false, true}) {
-      const SelfTest test = test_linear(device, packed);
+    for (const SelfTest& test : self_test(device)) {
       healthy &= test.ok();
       tests.push_back({{"op", test.op}, {"rel_error", test.rel_error}, {"ok", test.ok()}});
     }
@@ -113,8 +59,10 @@ nlohmann::json inspect_backend(const Backend& backend, int threads, bool& health
 }
 
 void print_text(const nlohmann::json& document) {
-  print_out(fmt::format("CPU      {} ({})\n", document["cpu"]["model"].get<std::string>(),
-                        document["cpu"]["features"].dump()));
+  const auto& cpu = document["cpu"];
+  print_out(fmt::format("machine  {}, {} threads, {} of memory, {}\n", cpu["model"].get<std::string>(),
+                        cpu["threads"].get<int>(), human_bytes(cpu["memory_bytes"]),
+                        fmt::join(cpu["features"].get<std::vector<std::string>>(), " ")));
   for (const auto& backend : document["backends"]) {
     if (backend["devices"].empty())
       print_out(fmt::format("{:<8} no device\n", backend["name"].get<std::string>()));
@@ -133,7 +81,12 @@ void print_text(const nlohmann::json& document) {
 }
 
 void run_doctor(const CommonFlags& flags) {
-  nlohmann::json document{{"cpu", {{"model", cpu_model()}, {"features", cpu_features()}}},
+  Device cpu(cpu_backend(), {.ordinal = 0, .threads = flags.threads});
+  nlohmann::json document{{"cpu",
+                           {{"model", cpu_model()},
+                            {"features", cpu_features()},
+                            {"threads", cpu.info().threads},
+                            {"memory_bytes", cpu.info().total_bytes}}},
                           {"backends", nlohmann::json::array()},
                           {"cuda_built", cuda_backend() != nullptr}};
   bool healthy = true;

@@ -97,6 +97,8 @@ FinishedRun run_once(const GenerateFlags& flags, const std::vector<PromptText>& 
                      bool stream) {
   EngineOptions options = flags.common.engine_options();
   flags.capacity.apply(options);
+  // No more can run at once, so that workspace and cache are no larger than the job.
+  options.max_num_seqs = std::min(options.max_num_seqs, int(std::min(texts.size(), size_t{1} << 20)));
   options.dense = dense;
   ProgressBar bar(dense ? "loading dense" : "loading", ProgressUnit::bytes);
   options.load_progress = bar.callback();
@@ -107,12 +109,21 @@ FinishedRun run_once(const GenerateFlags& flags, const std::vector<PromptText>& 
   FinishedRun finished;
   for (const PromptText& text : texts) {
     finished.prompts.push_back({engine->tokenizer()->encode(text.text, true), text.params});
+    // Drawn by the prompt's number, not the request's: a warm-up must not change the text.
+    auto& seed = finished.prompts.back().params.seed;
+    if (!seed) seed = finished.prompts.size() - 1;
     check(!finished.prompts.back().ids.empty(), "an empty prompt needs a model with a begin-of-text token");
   }
+  const bool measured = flags.report || !flags.baseline.empty();
+  if (measured) warm_up(*engine, finished.prompts);
   const auto on_text = [](size_t, const std::string& text) { print_out(text); };
   finished.run =
       stream ? run_prompts(*engine, finished.prompts, on_text) : run_prompts(*engine, finished.prompts);
-  finished.report = {engine->memory(), finished.run.times};
+  if (measured) {
+    finished.report = make_report(*engine, finished.run.times, flags.common.threads);
+  } else {
+    finished.report = {.memory = engine->memory(), .times = finished.run.times, .read = {}};
+  }
   return finished;
 }
 

@@ -10,6 +10,18 @@
 
 namespace spinfer {
 
+void warm_up(Engine& engine, const std::vector<Prompt>& prompts) {
+  constexpr size_t kMost = 64;
+  constexpr int kTokens = 3;
+  std::vector<Prompt> others(prompts.begin(), prompts.begin() + long(std::min(prompts.size(), kMost)));
+  for (Prompt& prompt : others) {
+    std::reverse(prompt.ids.begin(), prompt.ids.end());
+    prompt.params = SamplingParams{
+        .max_tokens = std::min(prompt.params.max_tokens, kTokens), .temperature = 0, .ignore_eos = true};
+  }
+  run_prompts(engine, others);
+}
+
 double quantile(std::vector<double> values, double q) {
   if (values.empty()) return 0;
   std::sort(values.begin(), values.end());

@@ -22,9 +22,10 @@ struct Generation {
   FinishReason finish = FinishReason::none;
 };
 
-/// Wall times of a run, all requests arriving together.
+/// Wall times of a run, all requests arriving together; loading and tokenizing are not in them.
 struct GenerationTimes {
-  double ttft_ms = 0;         ///< time to first token, mean over requests
+  double ttft_ms = 0;  ///< time to first token: from the start until the request's first token, queueing
+                       ///< and prefill included; mean over requests
   double tpot_ms_median = 0;  ///< time per output token after the first: percentiles over the decode steps
   double tpot_ms_p90 = 0;
   double tpot_ms_p99 = 0;
@@ -44,6 +45,10 @@ struct GenerationRun {
 /// `Interrupted` after SIGINT.
 GenerationRun run_prompts(Engine& engine, const std::vector<Prompt>& prompts,
                           const std::function<void(size_t prompt, const std::string& text)>& on_text = {});
+
+/// A short run of other tokens in the same numbers, so that the run after it finds memory mapped, threads
+/// awake and no prefix of its prompts in the cache. To be called before any run that is measured.
+void warm_up(Engine& engine, const std::vector<Prompt>& prompts);
 
 /// The q-quantile (0…1) by linear interpolation; 0 of nothing.
 double quantile(std::vector<double> values, double q);

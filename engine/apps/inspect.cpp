@@ -3,21 +3,29 @@
 
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "engine/apps/command.h"
 #include "engine/apps/options.h"
 #include "engine/apps/output.h"
+#include "engine/apps/plan_report.h"
 #include "engine/apps/report.h"
 #include "kernels/check.h"
 #include "kernels/thread_pool.h"
 #include "models/checkpoint_tools.h"
+#include "models/weight_table.h"
 
 namespace spinfer {
 namespace {
 
 struct InspectFlags {
   CommonFlags common;
+  CapacityFlags capacity;
+  std::string config;
+  double sparsity = 0.6;
   double min_sparsity = 0.3;
+  bool plan = false;
+  int64_t gpu_memory = 0;
 };
 
 struct Totals {
@@ -30,16 +38,43 @@ double sparsity_of(const LinearSummary& linear) {
   return weights > 0 ? 1 - double(linear.nonzeros) / double(weights) : 0;
 }
 
-void run_inspect(const InspectFlags& flags) {
-  ThreadPool pool(flags.common.threads);
-  const CheckpointSummary summary = summarize_checkpoint(flags.common.model, flags.min_sparsity, pool);
+/// As if each linear of the model had `sparsity`.
+CheckpointSummary summarize_config(const std::string& path, double sparsity, double min_sparsity) {
+  CheckpointSummary summary;
+  summary.config = load_config(path);
+  const WeightTable table = weight_table(summary.config);
+  summary.parameters = table.parameters();
+  int64_t linear_weights = 0;
+  for (const LayerSpec& layer : table.layers) {
+    for (const LinearSpec* linear : layer.linears()) {
+      for (const LinearPart& part : linear->parts) {
+        LinearSummary line{part.name + ".weight", part.m, linear->k, 0, 2 * part.m * linear->k, 0};
+        line.nonzeros = int64_t(double(line.m) * double(line.k) * (1 - sparsity) + 0.5);
+        line.packed_bytes =
+            sparsity >= min_sparsity ? tca_bme_bytes(line.m, line.k, line.nonzeros) : line.dense_bytes;
+        linear_weights += line.m * line.k;
+        summary.linears.push_back(std::move(line));
+      }
+    }
+  }
+  summary.other_bytes = 2 * (summary.parameters - linear_weights);
+  return summary;
+}
+
+Totals total_of(const CheckpointSummary& summary) {
   Totals total;
-  nlohmann::json linears = nlohmann::json::array();
   for (const LinearSummary& linear : summary.linears) {
     total.weights += linear.m * linear.k;
     total.nonzeros += linear.nonzeros;
     total.dense_bytes += linear.dense_bytes;
     total.packed_bytes += linear.packed_bytes;
+  }
+  return total;
+}
+
+nlohmann::json summary_json(const CheckpointSummary& summary, const Totals& total) {
+  nlohmann::json linears = nlohmann::json::array();
+  for (const LinearSummary& linear : summary.linears) {
     linears.push_back({{"name", linear.name},
                        {"m", linear.m},
                        {"k", linear.k},
@@ -47,34 +82,64 @@ void run_inspect(const InspectFlags& flags) {
                        {"dense_bytes", linear.dense_bytes},
                        {"packed_bytes", linear.packed_bytes}});
   }
-  if (flags.common.json) {
-    return print_json({{"architecture", summary.config.architecture_name},
-                       {"parameters", summary.parameters},
-                       {"linears", linears},
-                       {"total",
-                        {{"dense_bytes", total.dense_bytes},
-                         {"packed_bytes", total.packed_bytes},
-                         {"sparsity", total.sparsity()},
-                         {"other_bytes", summary.other_bytes}}}});
-  }
+  return {{"architecture", summary.config.architecture_name},
+          {"parameters", summary.parameters},
+          {"linears", linears},
+          {"total",
+           {{"dense_bytes", total.dense_bytes},
+            {"packed_bytes", total.packed_bytes},
+            {"sparsity", total.sparsity()},
+            {"other_bytes", summary.other_bytes}}}};
+}
+
+std::string config_line(const CheckpointSummary& summary) {
   const ModelConfig& c = summary.config;
-  print_out(
-      fmt::format("{}: {:.2f} M parameters, {} layers, hidden {}, ffn {}, {} heads ({} KV) of {}, vocabulary "
-                  "{}, {} positions\n",
-                  c.architecture_name, double(summary.parameters) / 1e6, c.layers, c.hidden_size, c.ffn_size,
-                  c.q_heads, c.kv_heads, c.head_dim, c.vocab_size, c.max_positions));
-  print_out(
-      fmt::format("{:<52} {:>13} {:>7} {:>11} {:>11}\n", "linear", "m x k", "zeros", "dense", "packed"));
+  return fmt::format(
+      "{}: {:.2f} M parameters, {} layers, hidden {}, ffn {}, {} heads ({} KV) of {}, vocabulary {}, {} "
+      "positions\n",
+      c.architecture_name, double(summary.parameters) / 1e6, c.layers, c.hidden_size, c.ffn_size, c.q_heads,
+      c.kv_heads, c.head_dim, c.vocab_size, c.max_positions);
+}
+
+std::string linears_table(const CheckpointSummary& summary, const Totals& total) {
+  std::string table =
+      fmt::format("{:<52} {:>13} {:>7} {:>11} {:>11}\n", "linear", "m x k", "zeros", "dense", "packed");
   for (const LinearSummary& linear : summary.linears) {
     const bool stays_dense = linear.packed_bytes == linear.dense_bytes;
-    print_out(fmt::format("{:<52} {:>13} {:>6.1f}% {:>11} {:>11}\n", linear.name,
-                          fmt::format("{}x{}", linear.m, linear.k), sparsity_of(linear) * 100,
-                          human_bytes(linear.dense_bytes),
-                          stays_dense ? "dense" : human_bytes(linear.packed_bytes)));
+    table += fmt::format("{:<52} {:>13} {:>6.1f}% {:>11} {:>11}\n", linear.name,
+                         fmt::format("{}x{}", linear.m, linear.k), sparsity_of(linear) * 100,
+                         human_bytes(linear.dense_bytes),
+                         stays_dense ? "dense" : human_bytes(linear.packed_bytes));
   }
-  print_out(fmt::format("{:<52} {:>13} {:>6.1f}% {:>11} {:>11}\n", "all linears", "", total.sparsity() * 100,
-                        human_bytes(total.dense_bytes), human_bytes(total.packed_bytes)));
-  print_out(fmt::format("embeddings, head, norms, biases: {}\n", human_bytes(summary.other_bytes)));
+  table += fmt::format("{:<52} {:>13} {:>6.1f}% {:>11} {:>11}\n", "all linears", "", total.sparsity() * 100,
+                       human_bytes(total.dense_bytes), human_bytes(total.packed_bytes));
+  return table + fmt::format("embeddings, head, norms, biases: {}\n", human_bytes(summary.other_bytes));
+}
+
+PlanReport make_plan(const InspectFlags& flags, const CheckpointSummary& summary, const Totals& total) {
+  EngineOptions options = flags.common.engine_options();
+  flags.capacity.apply(options);
+  options.min_sparsity = flags.min_sparsity;
+  return plan_run(summary.config, options, total.sparsity(),
+                  flags.gpu_memory > 0 ? flags.gpu_memory : default_gpu_bytes());
+}
+
+void run_inspect(const InspectFlags& flags) {
+  check_one_source("inspect", !flags.common.model.empty(), !flags.config.empty());
+  ThreadPool pool(flags.common.threads);
+  const CheckpointSummary summary = flags.config.empty()
+                                        ? summarize_checkpoint(flags.common.model, flags.min_sparsity, pool)
+                                        : summarize_config(flags.config, flags.sparsity, flags.min_sparsity);
+  const Totals total = total_of(summary);
+  std::optional<PlanReport> plan;
+  if (flags.plan) plan = make_plan(flags, summary, total);
+  if (flags.common.json) {
+    nlohmann::json document = summary_json(summary, total);
+    if (plan) document["plan"] = plan_json(*plan);
+    return print_json(document);
+  }
+  print_out(config_line(summary));
+  print_out(plan ? plan_table(*plan) : linears_table(summary, total));
 }
 
 }  // namespace
@@ -83,10 +148,22 @@ void add_inspect(CLI::App& app) {
   auto flags = std::make_shared<InspectFlags>();
   CLI::App* command =
       app.add_subcommand("inspect", "what is in a model directory: config, sparsity, bytes dense and packed");
-  flags->common.add_to(*command, CommonFlags::Model::required);
+  flags->common.add_to(*command, CommonFlags::Model::optional);
+  flags->capacity.add_to(*command);
+  command->add_option("--config", flags->config, "a config.json instead of -m, its linears assumed sparse")
+      ->check(not_empty());
+  command->add_option("--sparsity", flags->sparsity, "what is assumed with --config")
+      ->check(number_in(0, 1, "0…1"))
+      ->capture_default_str();
   command->add_option("--min-sparsity", flags->min_sparsity, "linears with fewer zeros stay dense")
       ->check(number_in(0, 1, "0…1"))
       ->capture_default_str();
+  command->add_flag("--plan", flags->plan,
+                    "what a run would need of each GPU, sparse and dense, without loading");
+  command
+      ->add_option("--gpu-memory", flags->gpu_memory,
+                   "bytes of a GPU; default: GPU 0's, or 80 GiB without one")
+      ->check(whole_number_in(1, int64_t{1} << 50));
   command->callback([flags] { run_inspect(*flags); });
 }
 

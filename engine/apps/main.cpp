@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <span>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -28,17 +30,71 @@ int say(int status, const std::string& message) {
   return status;
 }
 
+/// CLI11 only says that some subcommand is missing: this names the word that is none, and those that are.
+void check_command(const CLI::App& app, std::span<const std::string> arguments) {
+  if (!arguments.empty() && arguments[0].starts_with('-') && arguments[0] != "-") {
+    if (arguments[0] == "-h" || arguments[0] == "--help" || arguments[0] == "--version") return;
+    throw spinfer::UsageError(
+        fmt::format("{}: flags come after the command (see {} --help)", arguments[0], app.get_name()));
+  }
+  std::string names;
+  const CLI::App* chosen = nullptr;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    names += (names.empty() ? "" : ", ") + command->get_name();
+    if (!arguments.empty() && command->get_name() == arguments[0]) chosen = command;
+  }
+  if (arguments.empty())
+    throw spinfer::UsageError(fmt::format("{}: give a command: {}", app.get_name(), names));
+  if (!chosen) {
+    throw spinfer::UsageError(
+        fmt::format("'{}' is no command of {}; there are: {}", arguments[0], app.get_name(), names));
+  }
+  if (chosen->get_require_subcommand_min() > 0) check_command(*chosen, arguments.subspan(1));
+}
+
+/// What CLI11 says, with the short spelling of an option beside the long one, and where to find help.
+std::string usage_message(const CLI::App& app, const CLI::ParseError& error) {
+  std::string message = error.what(), path;
+  const CLI::App* command = &app;
+  while (!command->get_subcommands().empty()) {
+    command = command->get_subcommands()[0];
+    path += command->get_name() + " ";
+  }
+  for (const CLI::Option* option : command->get_options()) {
+    if (option->get_snames().empty() || option->get_lnames().empty()) continue;
+    const std::string name = "--" + option->get_lnames()[0];
+    const size_t at = message.find(name);
+    if (at == std::string::npos || message[at + name.size()] == '-') continue;
+    message.insert(at, "-" + option->get_snames()[0] + ", ");
+    break;
+  }
+  return fmt::format("{} (see spinfer {}--help)", message, path);
+}
+
+/// --help and --version.
+int print_help(CLI::App& app, const CLI::ParseError& error) {
+  std::ostringstream text;
+  app.exit(error, text, text);
+  try {
+    spinfer::print_out(text.str());
+    return 0;
+  } catch (const spinfer::OutputClosed&) {
+    return 0;
+  } catch (const std::exception& failure) {
+    return say(kExitFailure, failure.what());
+  }
+}
+
 int run(CLI::App& app, std::vector<std::string> arguments) {
   try {
+    check_command(app, arguments);
     std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them last first
     app.parse(arguments);
     spinfer::flush_output();
     return 0;
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-    const auto chosen = app.get_subcommands();
-    return say(kExitUsage, fmt::format("{} (see spinfer {}--help)", error.what(),
-                                       chosen.empty() ? "" : chosen[0]->get_name() + " "));
+    if (error.get_exit_code() == 0) return print_help(app, error);
+    return say(kExitUsage, usage_message(app, error));
   } catch (const spinfer::Interrupted&) {
     return spinfer::kExitInterrupted;
   } catch (const spinfer::OutputClosed&) {
@@ -74,6 +130,7 @@ int main(int argc, char** argv) {
   spinfer::add_inspect(app);
   CLI::App* bench = app.add_subcommand("bench", "measure kernels and whole runs");
   bench->require_subcommand(1);
+  spinfer::add_bench_kernel(*bench);
   spinfer::add_bench_latency(*bench);
   spinfer::add_doctor(app);
   spinfer::add_tokenize(app);

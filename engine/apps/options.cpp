@@ -26,20 +26,45 @@ CLI::Validator number_in(double low, double high, const std::string& range, bool
       range);
 }
 
+CLI::Validator whole_number_in(int64_t low, int64_t high) {
+  const std::string range = fmt::format("{}…{}", low, high);
+  return CLI::Validator(
+      [=](std::string& text) -> std::string {
+        int64_t value = 0;
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+        if (error == std::errc() && end == text.data() + text.size() && value >= low && value <= high)
+          return {};
+        return fmt::format("'{}' is not a whole number in {}", text, range);
+      },
+      range);
+}
+
+CLI::Validator not_empty() {
+  return CLI::Validator(
+      [](std::string& text) -> std::string { return text.empty() ? "must not be empty" : ""; }, "");
+}
+
+void check_one_source(const char* command, bool model_given, bool config_given) {
+  if (model_given == config_given)
+    throw UsageError(fmt::format("{}: give one of -m DIR and --config FILE", command));
+}
+
 void CommonFlags::add_to(CLI::App& command, Model requirement) {
   auto* option =
-      command.add_option("-m,--model", model, "model directory (Hugging Face layout, dense or packed)");
+      command.add_option("-m,--model", model, "model directory (Hugging Face layout, dense or packed)")
+          ->check(not_empty());
   if (requirement == Model::required) option->required();
   command.add_option("--device", device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
   command.add_option("--tp,--tensor-parallel", tensor_parallel, "tensor-parallel ranks (also typed -tp N)")
-      ->check(number_in(1, 64, "1…64"))
+      ->check(whole_number_in(1, 64))
       ->capture_default_str();
   command.add_option("-t,--threads", threads, "CPU threads; 0 = all cores")
-      ->check(number_in(0, 1024, "0…1024"))
+      ->check(whole_number_in(0, 1024))
       ->capture_default_str();
-  command.add_option("--seed", seed, "seed of random draws")->check(number_in(0, 0x1p63, "0…2^63"));
+  command.add_option("--seed", seed, "seed of random draws")
+      ->check(whole_number_in(0, std::numeric_limits<int64_t>::max()));
   command.add_option("--log-level", log_level, "trace, debug, info, warn, error or off")
       ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
       ->capture_default_str();
@@ -60,7 +85,7 @@ EngineOptions CommonFlags::engine_options() const {
 }
 
 void CapacityFlags::add_to(CLI::App& command) {
-  const auto positive = number_in(1, 1 << 20, "1…1048576");
+  const auto positive = whole_number_in(1, 1 << 20);
   command.add_option("--max-num-seqs", max_num_seqs, "requests running at once")
       ->check(positive)
       ->capture_default_str();
@@ -68,14 +93,14 @@ void CapacityFlags::add_to(CLI::App& command) {
       ->check(positive)
       ->capture_default_str();
   command.add_option("--max-model-len", max_model_len, "longest sequence; 0 = the model's")
-      ->check(number_in(0, 1 << 24, "0…16777216"));
+      ->check(whole_number_in(0, 1 << 24));
   command.add_option("--gpu-memory-utilization", gpu_memory_utilization, "share of GPU memory to use")
       ->check(number_in(0, 1, "(0, 1]", true))
       ->capture_default_str();
   command.add_option("--kv-cache-memory", kv_cache_memory, "bytes of KV cache; 0 = what is left")
-      ->check(number_in(0, 0x1p50, "0…2^50"));
+      ->check(whole_number_in(0, int64_t{1} << 50));
   command.add_option("--num-kv-blocks", num_kv_blocks, "blocks of KV cache; 0 = from the bytes")
-      ->check(number_in(0, 0x1p31, "0…2^31"));
+      ->check(whole_number_in(0, std::numeric_limits<int32_t>::max() / 16));
   command.add_option("--block-size", block_size, "tokens of a KV block")
       ->check(CLI::IsMember({16}))
       ->capture_default_str();

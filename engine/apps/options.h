@@ -45,14 +45,20 @@ struct CapacityFlags {
   void apply(EngineOptions& options) const;
 };
 
-/// A validator for CLI11: a number in [low, high], NaN excluded. `range` is what the message calls legal.
+/// Validators for CLI11: a number in [low, high] or (low, high], NaN excluded; a whole number in [low, high].
+/// Nothing but the number may be given. `range` is what the message calls legal.
 CLI::Validator number_in(double low, double high, const std::string& range, bool low_exclusive = false);
+CLI::Validator whole_number_in(int64_t low, int64_t high);
+CLI::Validator not_empty();
 
 /// The whole of a file, or of stdin for "-". Throws `Error` naming the path. At most 1 GiB.
 std::string read_text(const std::string& path);
 
 /// Ids separated by commas or white space. Throws `UsageError` naming `what` and the bad item.
 std::vector<int32_t> parse_ids(std::string_view text, std::string_view what);
+
+/// Throws `UsageError` naming both flags unless exactly one of them was given.
+void check_one_source(const char* command, bool model_given, bool config_given);
 
 /// The tokenizer of a model directory, with the hints its config.json gives.
 Tokenizer load_tokenizer(const std::filesystem::path& dir);

@@ -86,7 +86,15 @@ void add_prune(CLI::App& app) {
   CLI::App* command = app.add_subcommand("prune", "dense directory → pruned directory, packed");
   add_output_flags(*command, flags->pack);
   command->add_option("--method", flags->method, "magnitude: drop the smallest |w|")
-      ->check(CLI::IsMember({"magnitude"}))
+      ->check(CLI::Validator(
+          [](std::string& text) -> std::string {
+            if (text == "magnitude") return {};
+            if (text == "wanda" || text == "sparsegpt")
+              return fmt::format("{} needs calibration runs, which are not there yet; there is: magnitude",
+                                 text);
+            return fmt::format("'{}' is no method; there is: magnitude", text);
+          },
+          "magnitude"))
       ->capture_default_str();
   command->add_option("--scope", flags->scope, "row: the smallest of each row; layer: of the whole matrix")
       ->check(CLI::IsMember({"row", "layer"}))

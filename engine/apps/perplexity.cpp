@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include "engine/apps/command.h"
+#include "engine/apps/distribution_distance.h"
 #include "engine/apps/interrupt.h"
 #include "engine/apps/options.h"
 #include "engine/apps/output.h"
@@ -22,9 +23,12 @@ struct PerplexityFlags {
   CapacityFlags capacity;
   std::string file;
   std::string tokens_file;
-  int ctx = 2048;
+  int ctx = 0;
   int stride = 0;
+  std::string compare;
 };
+
+constexpr int kDefaultCtx = 2048;
 
 /// One window: BOS and up to `ctx` text tokens; log-probabilities count from `first_scored` on.
 struct Window {
@@ -54,16 +58,19 @@ struct Quality {
   double mean_nll = 0;
   double nll_error = 0;  ///< standard error of the mean
   int64_t tokens = 0;
+  double ppl() const { return std::exp(mean_nll); }
+  double ppl_error() const { return ppl() * nll_error; }
 };
 
-std::vector<std::vector<float>> score_windows(Engine& engine, const std::vector<Window>& windows) {
+/// Log-probabilities of each window's tokens 1…n-1, all windows batched.
+std::vector<std::vector<float>> score_windows(Engine& engine, const std::vector<Window>& windows,
+                                              ProgressBar& bar) {
   SamplingParams params;
   params.max_tokens = 0;
   params.prompt_logprobs = true;
   std::unordered_map<RequestId, size_t> index;
   for (size_t i = 0; i < windows.size(); ++i) index[engine.add_request(windows[i].ids, params)] = i;
   std::vector<std::vector<float>> logprobs(windows.size());
-  ProgressBar bar("scoring", ProgressUnit::items);
   int64_t done = 0;
   while (engine.has_work()) {
     stop_if_interrupted();
@@ -95,42 +102,128 @@ Quality measure(const std::vector<Window>& windows, const std::vector<std::vecto
 }
 
 std::vector<int32_t> read_tokens(const PerplexityFlags& flags, const Engine& engine) {
-  if (flags.file.empty() == flags.tokens_file.empty())
-    throw UsageError("perplexity: give one of -f and --tokens-file");
   if (!flags.tokens_file.empty()) return parse_ids(read_text(flags.tokens_file), flags.tokens_file);
   check(engine.tokenizer(), "{}: no tokenizer files; give ids with --tokens-file", flags.common.model);
   return engine.tokenizer()->encode(read_text(flags.file), false);
 }
 
-void run_perplexity(const PerplexityFlags& flags) {
+std::unique_ptr<Engine> load(const PerplexityFlags& flags, const std::string& model) {
   EngineOptions options = flags.common.engine_options();
   flags.capacity.apply(options);
+  options.model = model;
+  // Two models share the device: windows run one by one, so that each takes no more cache than it must.
+  if (!flags.compare.empty()) options.max_num_seqs = 1;
   ProgressBar bar("loading", ProgressUnit::bytes);
   options.load_progress = bar.callback();
-  const auto engine = Engine::create(options);
-  const auto text = read_tokens(flags, *engine);
-  const auto bos = engine->config().bos_id >= 0 ? std::optional(engine->config().bos_id) : std::nullopt;
-  const int64_t longest = engine->max_model_len() - (bos ? 1 : 0);
+  return Engine::create(options);
+}
+
+std::vector<Window> windows_of(const PerplexityFlags& flags, const Engine& engine) {
+  const auto bos = engine.config().bos_id >= 0 ? std::optional(engine.config().bos_id) : std::nullopt;
+  const int64_t longest = engine.max_model_len() - (bos ? 1 : 0);
   if (flags.ctx > longest) {
     throw UsageError(
         fmt::format("--ctx {}: this model takes windows of at most {} text tokens", flags.ctx, longest));
   }
-  const auto windows = make_windows(text, bos, flags.ctx, flags.stride > 0 ? flags.stride : flags.ctx);
+  const int ctx = flags.ctx > 0 ? flags.ctx : int(std::min<int64_t>(kDefaultCtx, longest));
+  if (flags.stride > ctx)
+    throw UsageError(fmt::format("--stride {}: must not exceed the window's {} tokens", flags.stride, ctx));
+  auto windows = make_windows(read_tokens(flags, engine), bos, ctx, flags.stride > 0 ? flags.stride : ctx);
   check(!windows.empty(), "{}: too short, no token has a context",
         flags.file.empty() ? flags.tokens_file : flags.file);
-  const Quality quality = measure(windows, score_windows(*engine, windows));
-  const double ppl = std::exp(quality.mean_nll);
-  const double ppl_error = ppl * quality.nll_error;
-  if (flags.common.json) {
-    return print_json({{"ppl", ppl},
-                       {"ppl_error", ppl_error},
-                       {"mean_nll", quality.mean_nll},
-                       {"tokens", quality.tokens},
-                       {"windows", windows.size()},
-                       {"ranks", engine->ranks()}});
+  return windows;
+}
+
+struct Comparison {
+  Quality model, reference;
+  DistributionDistance distance;
+};
+
+/// Log-probabilities of a window's tokens; `logits` becomes [tokens][vocab], what predicted those from
+/// `first_scored` on.
+std::vector<float> window_logits(Engine& engine, const Window& window, std::vector<float>& logits) {
+  const auto vocab = size_t(engine.config().vocab_size);
+  logits.resize((window.ids.size() - window.first_scored) * vocab);
+  engine.observe_prompt_logits([&](RequestId, int64_t position, std::span<const float> row) {
+    if (size_t(position) < window.first_scored) return;
+    std::copy(row.begin(), row.end(),
+              logits.begin() + long((size_t(position) - window.first_scored) * vocab));
+  });
+  ProgressBar none("", ProgressUnit::items);
+  auto logprobs = score_windows(engine, {window}, none);
+  engine.observe_prompt_logits({});
+  return std::move(logprobs[0]);
+}
+
+Comparison compare(Engine& model, Engine& reference, const std::vector<Window>& windows, int threads) {
+  ThreadPool pool(threads);
+  Comparison result;
+  std::vector<float> p, q;
+  std::vector<std::vector<float>> model_logprobs, reference_logprobs;
+  ProgressBar bar("comparing", ProgressUnit::items);
+  for (const Window& window : windows) {
+    model_logprobs.push_back(window_logits(model, window, q));
+    reference_logprobs.push_back(window_logits(reference, window, p));
+    result.distance.add(p, q, std::span(window.ids).subspan(window.first_scored), model.config().vocab_size,
+                        pool);
+    bar.update(int64_t(model_logprobs.size()), int64_t(windows.size()));
   }
-  print_out(fmt::format("perplexity {:.4f} +- {:.4f} ({} tokens in {} windows, mean nll {:.5f})\n", ppl,
-                        ppl_error, quality.tokens, windows.size(), quality.mean_nll));
+  result.model = measure(windows, model_logprobs);
+  result.reference = measure(windows, reference_logprobs);
+  return result;
+}
+
+nlohmann::json quality_json(const Quality& quality, size_t windows, int ranks) {
+  return {{"ppl", quality.ppl()},         {"ppl_error", quality.ppl_error()},
+          {"mean_nll", quality.mean_nll}, {"tokens", quality.tokens},
+          {"windows", windows},           {"ranks", ranks}};
+}
+
+std::string quality_text(const Quality& quality, size_t windows) {
+  return fmt::format("perplexity {:.4f} +- {:.4f} ({} tokens in {} windows, mean nll {:.5f})\n",
+                     quality.ppl(), quality.ppl_error(), quality.tokens, windows, quality.mean_nll);
+}
+
+void run_comparison(const PerplexityFlags& flags, Engine& engine, const std::vector<Window>& windows) {
+  const auto reference = load(flags, flags.compare);
+  check(reference->config().vocab_size == engine.config().vocab_size,
+        "{}: a vocabulary of {} tokens cannot be compared with one of {}", flags.compare,
+        reference->config().vocab_size, engine.config().vocab_size);
+  const Comparison c = compare(engine, *reference, windows, flags.common.threads);
+  const double delta_ppl = c.model.ppl() - c.reference.ppl();
+  if (flags.common.json) {
+    auto document = quality_json(c.model, windows.size(), engine.ranks());
+    document.update({{"reference", flags.compare},
+                     {"reference_ppl", c.reference.ppl()},
+                     {"delta_ppl", delta_ppl},
+                     {"kl_divergence", c.distance.kl_divergence()},
+                     {"kl_divergence_error", c.distance.kl_error()},
+                     {"top1_agreement", c.distance.top1_agreement()},
+                     {"rms_delta_p", c.distance.rms_delta_p()}});
+    return print_json(document);
+  }
+  print_out(quality_text(c.model, windows.size()));
+  print_out(fmt::format("reference  {:.4f} +- {:.4f} ({})\n", c.reference.ppl(), c.reference.ppl_error(),
+                        flags.compare));
+  print_out(fmt::format("difference of perplexity {:+.4f} ({:+.2f} %)\n", delta_ppl,
+                        100 * delta_ppl / c.reference.ppl()));
+  print_out(fmt::format("KL divergence from the reference {:.6f} +- {:.6f} nats\n",
+                        c.distance.kl_divergence(), c.distance.kl_error()));
+  print_out(fmt::format("same most probable token {:.2f} %\n", 100 * c.distance.top1_agreement()));
+  print_out(
+      fmt::format("RMS change of the right token's probability {:.3f} %\n", 100 * c.distance.rms_delta_p()));
+}
+
+void run_perplexity(const PerplexityFlags& flags) {
+  if (flags.file.empty() == flags.tokens_file.empty())
+    throw UsageError("perplexity: give one of -f and --tokens-file");
+  const auto engine = load(flags, flags.common.model);
+  const auto windows = windows_of(flags, *engine);
+  if (!flags.compare.empty()) return run_comparison(flags, *engine, windows);
+  ProgressBar bar("scoring", ProgressUnit::items);
+  const Quality quality = measure(windows, score_windows(*engine, windows, bar));
+  if (flags.common.json) return print_json(quality_json(quality, windows.size(), engine->ranks()));
+  print_out(quality_text(quality, windows.size()));
 }
 
 }  // namespace
@@ -144,15 +237,15 @@ void add_perplexity(CLI::App& app) {
   command->add_option("-f,--file", flags->file, "text; - = stdin");
   command->add_option("--tokens-file", flags->tokens_file, "token ids instead of text");
   command->add_option("--ctx", flags->ctx, "text tokens of a window")
-      ->check(number_in(1, 1 << 24, "1…16777216"))
-      ->capture_default_str();
+      ->check(whole_number_in(1, 1 << 24))
+      ->default_str("2048, or what the model takes if less");
   command->add_option("--stride", flags->stride, "tokens from one window to the next; 0 = --ctx")
-      ->check(number_in(0, 1 << 24, "0…16777216"));
-  command->callback([flags] {
-    if (flags->stride > flags->ctx)
-      throw UsageError(fmt::format("--stride {}: must not exceed --ctx {}", flags->stride, flags->ctx));
-    run_perplexity(*flags);
-  });
+      ->check(whole_number_in(0, 1 << 24));
+  command
+      ->add_option("--compare", flags->compare,
+                   "reference model: how far -m is from it (KL divergence, same top token, perplexity)")
+      ->check(not_empty());
+  command->callback([flags] { run_perplexity(*flags); });
 }
 
 }  // namespace spinfer

@@ -3,22 +3,39 @@
 #include <fmt/format.h>
 
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 namespace spinfer {
 namespace {
 
-/// Weight bytes one decode step reads, per second of the median step.
+/// Weight bytes a decode step reads, per second of the median step.
 double effective_gb_per_s(const RunReport& report) {
   if (report.times.tpot_ms_median <= 0) return 0;
-  return double(report.memory.weights_bytes) / (report.times.tpot_ms_median * 1e6);
+  return double(report.memory.step_weights_bytes) / (report.times.tpot_ms_median * 1e6);
 }
 
-/// 100 % = the step takes no longer than reading the weights once at the measured read bandwidth.
+/// 100 % = the step takes no longer than reading its weights once at the measured read bandwidth.
 double byte_floor_percent(const RunReport& report) {
-  return report.read_gb_per_s > 0 ? 100 * effective_gb_per_s(report) / report.read_gb_per_s : 0;
+  return report.read.gb_per_s > 0 ? 100 * effective_gb_per_s(report) / report.read.gb_per_s : 0;
+}
+
+/// Why the ratios of a small model say little about a large one.
+std::string cache_note(const RunReport& sparse, const std::optional<RunReport>& dense) {
+  const RunReport& larger = dense ? *dense : sparse;
+  if (!larger.read.in_cache) return {};
+  return fmt::format(
+      "  note: these weights ({}) fit in the CPU's cache ({}); sparsity gains most where they do not\n",
+      human_bytes(larger.memory.step_weights_bytes), human_bytes(larger.read.cache_bytes));
 }
 
 }  // namespace
+
+RunReport make_report(const Engine& engine, const GenerationTimes& times, int threads) {
+  RunReport report{.memory = engine.memory(), .times = times, .read = {}};
+  if (engine.backend_name() == std::string_view("cpu"))
+    report.read = measure_read_bandwidth(report.memory.step_weights_bytes, threads);
+  return report;
+}
 
 std::string human_bytes(int64_t bytes) {
   const char* units[] = {"B", "kB", "MB", "GB", "TB"};
@@ -37,14 +54,21 @@ double decode_speedup(const RunReport& sparse, const RunReport& dense) {
 
 nlohmann::json timings_json(const RunReport& report) {
   const GenerationTimes& t = report.times;
-  return {{"ttft_ms", t.ttft_ms},
-          {"tpot_ms", t.tpot_ms_median},
-          {"tpot_ms_p90", t.tpot_ms_p90},
-          {"tpot_ms_p99", t.tpot_ms_p99},
-          {"tokens_per_s", t.tokens_per_s},
-          {"seconds", t.seconds},
-          {"prompt_tokens", t.prompt_tokens},
-          {"new_tokens", t.new_tokens}};
+  nlohmann::json timings{{"ttft_ms", t.ttft_ms},
+                         {"tpot_ms", t.tpot_ms_median},
+                         {"tpot_ms_p90", t.tpot_ms_p90},
+                         {"tpot_ms_p99", t.tpot_ms_p99},
+                         {"tokens_per_s", t.tokens_per_s},
+                         {"seconds", t.seconds},
+                         {"prompt_tokens", t.prompt_tokens},
+                         {"new_tokens", t.new_tokens},
+                         {"gbps", effective_gb_per_s(report)}};
+  if (report.read.gb_per_s > 0) {
+    timings["floor_pct"] = byte_floor_percent(report);
+    timings["read_gbps"] = report.read.gb_per_s;
+    timings["weights_in_cache"] = report.read.in_cache;
+  }
+  return timings;
 }
 
 nlohmann::json memory_json(const RunReport& report) {
@@ -56,6 +80,7 @@ nlohmann::json memory_json(const RunReport& report) {
           {"weights_dense_bytes", m.weights_dense_bytes},
           {"weights_packed_bytes", m.weights_packed_bytes},
           {"weights_bytes", m.weights_bytes},
+          {"step_weights_bytes", m.step_weights_bytes},
           {"kv_bytes", m.kv_bytes},
           {"workspace_bytes", m.workspace_bytes},
           {"peak_bytes", m.peak_bytes}};
@@ -67,8 +92,6 @@ nlohmann::json latency_json(const RunReport& report) {
   column.erase("tpot_ms");
   column["tpot_ms_median"] = report.times.tpot_ms_median;
   column["step_ms"] = report.times.step_ms;
-  column["gbps"] = effective_gb_per_s(report);
-  if (report.read_gb_per_s > 0) column["floor_pct"] = byte_floor_percent(report);
   return column;
 }
 
@@ -118,13 +141,16 @@ std::string report_table(const RunReport& sparse, const std::optional<RunReport>
   ratio_row(
       "throughput", [](const RunReport& r) { return r.times.tokens_per_s; },
       [](double v) { return fmt::format("{:.1f} tok/s", v); }, false);
-  text_row("weight bytes read",
-           [](const RunReport& r) { return fmt::format("{:.2f} GB/s", effective_gb_per_s(r)); });
-  if (sparse.read_gb_per_s > 0) {
+  text_row("weights read by a step", [&](const RunReport& r) { return bytes(r.memory.step_weights_bytes); });
+  text_row("effective bandwidth",
+           [](const RunReport& r) { return fmt::format("{:.1f} GB/s", effective_gb_per_s(r)); });
+  if (sparse.read.gb_per_s > 0) {
+    text_row("plain read loop",
+             [](const RunReport& r) { return fmt::format("{:.1f} GB/s", r.read.gb_per_s); });
     text_row("share of the byte floor",
              [](const RunReport& r) { return fmt::format("{:.0f} %", byte_floor_percent(r)); });
   }
-  return table;
+  return table + cache_note(sparse, dense);
 }
 
 }  // namespace spinfer

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "engine/apps/generation_run.h"
+#include "engine/apps/read_bandwidth.h"
 #include "engine/engine.h"
 
 namespace spinfer {
@@ -14,8 +15,11 @@ namespace spinfer {
 struct RunReport {
   MemoryReport memory;
   GenerationTimes times;
-  double read_gb_per_s = 0;  ///< what a plain read loop reaches on this device; 0 = not measured
+  ReadBandwidth read;  ///< what a plain read loop reaches over as many bytes as a decode step reads
 };
+
+/// The report of a finished run; measures the read bandwidth where the engine runs on the CPU.
+RunReport make_report(const Engine& engine, const GenerationTimes& times, int threads);
 
 /// {"ttft_ms", "tpot_ms", "tokens_per_s", …} and {"weights_dense_bytes", "weights_bytes", "kv_bytes",
 /// "peak_bytes", …} of CLI.md.

@@ -7,14 +7,12 @@ namespace spinfer {
 
 void SamplingFlags::add_to(CLI::App& command) {
   command.add_option("-n,--max-tokens", max_tokens, "tokens to generate at most")
-      ->check(number_in(1, 1 << 24, "1…16777216"))
+      ->check(whole_number_in(1, 1 << 24))
       ->capture_default_str();
   command.add_option("--temp,--temperature", temperature, "0 = greedy")
       ->check(number_in(0, 100, "0…100"))
       ->capture_default_str();
-  command.add_option("--top-k", top_k, "0 = off")
-      ->check(number_in(0, 1 << 24, "0…16777216"))
-      ->capture_default_str();
+  command.add_option("--top-k", top_k, "0 = off")->check(whole_number_in(0, 1 << 24))->capture_default_str();
   command.add_option("--top-p", top_p, "1 = off")
       ->check(number_in(0, 1, "(0, 1]", true))
       ->capture_default_str();
@@ -26,12 +24,16 @@ void SamplingFlags::add_to(CLI::App& command) {
       ->allow_extra_args(false);
   command.add_flag("--ignore-eos", ignore_eos, "go on past the end-of-text token");
   command.add_option("--logprobs", logprobs, "log-probability of each token and of this many alternatives")
-      ->check(number_in(0, 100, "0…100"));
+      ->check(whole_number_in(0, 100));
 }
 
 SamplingParams SamplingFlags::params(std::optional<uint64_t> seed) const {
+  if (stop.size() > size_t{kMaxStopStrings})
+    throw UsageError(
+        fmt::format("--stop: given {} times, at most {} are possible", stop.size(), kMaxStopStrings));
   for (const std::string& text : stop) {
-    if (text.empty()) throw UsageError("--stop: must not be empty");
+    if (text.empty() || text.size() > size_t{kMaxStopBytes})
+      throw UsageError(fmt::format("--stop: {} bytes long, must be 1 to {}", text.size(), kMaxStopBytes));
   }
   SamplingParams params;
   params.max_tokens = max_tokens;

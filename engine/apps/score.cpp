@@ -112,7 +112,7 @@ void add_score(CLI::App& app) {
   command->add_option("--tokens", flags->tokens, "one sequence of ids: 1,2,3 (no BOS is added)");
   command->add_option("--tokens-file", flags->tokens_file, "one sequence a line; - = stdin");
   command->add_option("--top", flags->top, "how many most probable next tokens to list")
-      ->check(number_in(0, 100, "0…100"))
+      ->check(whole_number_in(0, 100))
       ->capture_default_str();
   command->callback([flags] { run_score(*flags); });
 }

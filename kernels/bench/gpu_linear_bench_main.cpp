@@ -13,7 +13,7 @@ namespace {
 using namespace spinfer;
 
 std::vector<GpuBenchShape> parse_shapes(const std::string& text) {
-  if (text == "paper") return paper_shapes();
+  if (text == "paper") return gpu_paper_shapes();
   if (text == "fused") return fused_model_shapes();
   if (text == "large") return large_shapes();
   std::vector<GpuBenchShape> shapes;

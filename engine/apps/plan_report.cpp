@@ -1,0 +1,113 @@
+#include "engine/apps/plan_report.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "engine/apps/report.h"
+#include "engine/memory_plan.h"
+#include "engine/runner.h"
+#include "kernels/check.h"
+#include "kernels/device.h"
+#include "models/checkpoint_tools.h"
+
+namespace spinfer {
+namespace {
+
+PlanColumn plan_column(const ModelConfig& config, const EngineOptions& options, int64_t weights_bytes,
+                       int64_t gpu_bytes) {
+  PlanColumn column;
+  column.weights_bytes = weights_bytes;
+  column.kv_bytes_per_token =
+      Runner::kv_block_bytes(config, options.tensor_parallel, options.block_size) / options.block_size;
+  const RankBudget budget = budget_of_gpu(options, gpu_bytes, weights_bytes);
+  try {
+    const MemoryPlan plan = plan_memory(config, options, budget);
+    column.workspace_bytes = plan.workspace_bytes;
+    column.kv_bytes = plan.kv_bytes();
+    column.max_kv_tokens =
+        (budget.left_bytes - plan.workspace_bytes) / plan.kv_block_bytes * options.block_size;
+  } catch (const UsageError&) {
+    throw;
+  } catch (const Error& error) {
+    column.refusal = error.what();
+  }
+  return column;
+}
+
+nlohmann::json column_json(const PlanColumn& c) {
+  nlohmann::json json{{"fits", c.refusal.empty()},
+                      {"weights_bytes", c.weights_bytes},
+                      {"kv_bytes_per_token", c.kv_bytes_per_token}};
+  if (!c.refusal.empty()) {
+    json["reason"] = c.refusal;
+    return json;
+  }
+  json.update({{"workspace_bytes", c.workspace_bytes},
+               {"kv_bytes", c.kv_bytes},
+               {"total_bytes", c.total_bytes()},
+               {"max_kv_tokens", c.max_kv_tokens}});
+  return json;
+}
+
+}  // namespace
+
+PlanReport plan_run(const ModelConfig& config, const EngineOptions& options, double sparsity,
+                    int64_t gpu_bytes) {
+  check_engine_options(options);
+  check_tensor_parallel(config, options.tensor_parallel);
+  const WeightPlan weights =
+      plan_weights(config, sparsity, {0, options.tensor_parallel}, options.min_sparsity);
+  PlanReport plan{.tensor_parallel = options.tensor_parallel,
+                  .gpu_bytes = gpu_bytes,
+                  .utilization = options.gpu_memory_utilization,
+                  .max_num_seqs = options.max_num_seqs,
+                  .max_model_len = options.max_model_len > 0 ? options.max_model_len : config.max_positions,
+                  .sparsity = sparsity,
+                  .sparse = {},
+                  .dense = {}};
+  plan.sparse = plan_column(config, options, weights.packed_bytes, gpu_bytes);
+  plan.dense = plan_column(config, options, weights.dense_bytes, gpu_bytes);
+  return plan;
+}
+
+int64_t default_gpu_bytes() {
+  constexpr int64_t kUsual = int64_t{80} << 30;
+  if (!cuda_backend() || cuda_backend()->device_count() == 0) return kUsual;
+  return Device(*cuda_backend(), {}).info().total_bytes;
+}
+
+nlohmann::json plan_json(const PlanReport& plan) {
+  return {{"tensor_parallel", plan.tensor_parallel},    {"gpu_bytes", plan.gpu_bytes},
+          {"gpu_memory_utilization", plan.utilization}, {"max_num_seqs", plan.max_num_seqs},
+          {"max_model_len", plan.max_model_len},        {"sparsity", plan.sparsity},
+          {"sparse", column_json(plan.sparse)},         {"dense", column_json(plan.dense)}};
+}
+
+std::string plan_table(const PlanReport& plan) {
+  std::string table = fmt::format(
+      "plan for each of {} GPU{} with {}, {:.0f} % of it used: up to {} requests of up to {} tokens\n"
+      "  {:<28}{:>14}{:>14}\n",
+      plan.tensor_parallel, plan.tensor_parallel == 1 ? "" : "s", human_bytes(plan.gpu_bytes),
+      plan.utilization * 100, plan.max_num_seqs, plan.max_model_len, "",
+      fmt::format("{:.0f} % zeros", plan.sparsity * 100), "dense");
+  const auto row = [&](const char* label, bool known_without_fit, const auto& value) {
+    const auto cell = [&](const PlanColumn& c) {
+      return known_without_fit || c.refusal.empty() ? std::string(value(c)) : "-";
+    };
+    table += fmt::format("  {:<28}{:>14}{:>14}\n", label, cell(plan.sparse), cell(plan.dense));
+  };
+  row("weights", true, [](const PlanColumn& c) { return human_bytes(c.weights_bytes); });
+  row("workspace", false, [](const PlanColumn& c) { return human_bytes(c.workspace_bytes); });
+  row("KV cache, a token", true, [](const PlanColumn& c) { return human_bytes(c.kv_bytes_per_token); });
+  row("KV cache", false, [](const PlanColumn& c) { return human_bytes(c.kv_bytes); });
+  row("total", false, [](const PlanColumn& c) { return human_bytes(c.total_bytes()); });
+  row("tokens that fit the KV cache", false,
+      [](const PlanColumn& c) { return fmt::format("{}", c.max_kv_tokens); });
+  for (const auto& [label, column] : {std::pair("sparse", plan.sparse), std::pair("dense", plan.dense)}) {
+    if (!column.refusal.empty()) table += fmt::format("  {} does not fit: {}\n", label, column.refusal);
+  }
+  return table;
+}
+
+}  // namespace spinfer

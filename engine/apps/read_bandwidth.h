@@ -1,0 +1,18 @@
+// How fast this CPU reads memory when it does nothing else: what decoding is measured against.
+#pragma once
+
+#include <cstdint>
+
+namespace spinfer {
+
+struct ReadBandwidth {
+  double gb_per_s = 0;      ///< 0: not measured
+  int64_t cache_bytes = 0;  ///< last-level cache; 0: unknown
+  bool in_cache = false;    ///< the bytes read fit there, so this is no measure of the memory
+};
+
+/// Median over passes that read `bytes` (at most 768 MB of them) on `threads` threads (0 = all), again and
+/// again, as decode steps read their weights. Takes about 0.3 s at most.
+ReadBandwidth measure_read_bandwidth(int64_t bytes, int threads);
+
+}  // namespace spinfer

@@ -1,0 +1,270 @@
+"""Every bad flag, file and request: one clear line on stderr, exit status 2 (usage) or 1 (failure), never a signal."""
+
+import json
+import os
+import shutil
+import struct
+
+import program
+from program import LLAMA, OPT, ROOT
+
+CONFIG = ROOT / "configs" / "models" / "opt-125m.json"
+USAGE, FAILURE = 2, 1
+
+BAD_FLAGS = [  # arguments, what the line must name
+    ([], ["command", "generate"]),
+    (["foo"], ["foo", "generate", "bench"]),
+    (["Generate"], ["Generate"]),
+    (["--frobnicate"], ["--frobnicate"]),
+    (["bench"], ["kernel", "latency"]),
+    (["bench", "foo"], ["foo", "kernel", "latency"]),
+    (["generate"], ["--model"]),
+    (["generate", "-m", "", "-p", "a"], ["--model", "empty"]),
+    (["generate", "-m", LLAMA], ["-p", "-f", "--prompts"]),
+    (["generate", "-m", LLAMA, "-p", "a", "-f", "b"], ["-p", "-f"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--wrong"], ["--wrong"]),
+    (["generate", "-m", LLAMA, "-p", "a", "stray"], ["stray"]),
+    (["generate", "-m", LLAMA, "-p", "a", "-n"], ["-n"]),
+    (["generate", "-m", LLAMA, "-p", "a", "-n", 0], ["-n", "0", "1"]),
+    (["generate", "-m", LLAMA, "-p", "a", "-n", -5], ["-n", "-5"]),
+    (["generate", "-m", LLAMA, "-p", "a", "-n", "12abc"], ["-n", "12abc"]),
+    (["generate", "-m", LLAMA, "-p", "a", "-n", "1.5"], ["-n", "1.5"]),
+    (["generate", "-m", LLAMA, "-p", "a", "-n", "99999999999999999999"], ["-n"]),
+    (["generate", "-m", LLAMA, "-p", "a", "-n", ""], ["-n"]),
+    (["generate", "-m", LLAMA, "-p", "a", "-n", 3, "-n", 4], ["-n"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--temp", "nan"], ["--temp", "nan", "0…100"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--temp", "inf"], ["--temp"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--temp", -0.1], ["--temp"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--temp", 100.5], ["--temp", "100.5"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--top-p", 0], ["--top-p", "(0, 1]"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--top-p", 1.01], ["--top-p"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--min-p", -1], ["--min-p"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--min-p", 2], ["--min-p"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--top-k", -1], ["--top-k"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--top-k", "many"], ["--top-k", "many"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--repeat-penalty", 0], ["--repeat-penalty"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--seed", -1], ["--seed"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--seed", "0x10"], ["--seed"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--stop", ""], ["--stop"]),
+    (["generate", "-m", LLAMA, "-p", "a", *["--stop", "x"] * 17], ["--stop", "16"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--logprobs", 1000], ["--logprobs"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--baseline", "sparse"], ["--baseline", "dense"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--device", "tpu"], ["--device", "cpu", "cuda"]),
+    (["generate", "-m", LLAMA, "-p", "a", "-t", -1], ["--threads"]),
+    (["generate", "-m", LLAMA, "-p", "a", "-t", 100000], ["--threads"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--log-level", "loud"], ["--log-level"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--block-size", 7], ["--block-size", "16"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--max-num-seqs", 0], ["--max-num-seqs"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--max-model-len", 513], ["--max-model-len", "513", "512"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--gpu-memory-utilization", 0], ["--gpu-memory-utilization"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--tp", 0], ["--tp"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--tp", 65], ["--tp"]),
+    (["generate", "-m", LLAMA, "-p", "a", "-tp", "two"], ["--tp", "two"]),
+    (["score", "-m", LLAMA], ["--tokens"]),
+    (["score", "-m", LLAMA, "--tokens", "1,x"], ["x"]),
+    (["score", "-m", LLAMA, "--tokens", "1,-2"], ["-2"]),
+    (["score", "-m", LLAMA, "--tokens", "1,99999999999"], ["99999999999"]),
+    (["score", "-m", LLAMA, "--tokens", ", ,"], ["token"]),
+    (["score", "-m", LLAMA, "--tokens", "1", "--tokens-file", "b"], ["--tokens-file"]),
+    (["score", "-m", LLAMA, "--tokens", "1", "--top", 500], ["--top"]),
+    (["tokenize"], ["--model"]),
+    (["tokenize", "-m", LLAMA, "--bos"], ["--bos"]),
+    (["perplexity", "-m", LLAMA], ["-f"]),
+    (["perplexity", "-m", LLAMA, "-f", LLAMA / "config.json", "--ctx", 0], ["--ctx"]),
+    (["perplexity", "-m", LLAMA, "-f", LLAMA / "config.json", "--ctx", 512], ["--ctx", "511"]),
+    (["perplexity", "-m", LLAMA, "-f", LLAMA / "config.json", "--ctx", 64, "--stride", 65], ["--stride", "64"]),
+    (["prune", "-m", LLAMA], ["--output"]),
+    (["prune", "-m", LLAMA, "-o", "out", "--sparsity", 1.5], ["--sparsity", "0…1"]),
+    (["prune", "-m", LLAMA, "-o", "out", "--sparsity", "nan"], ["--sparsity"]),
+    (["prune", "-m", LLAMA, "-o", "out", "--method", "wanda"], ["--method", "wanda", "magnitude"]),
+    (["prune", "-m", LLAMA, "-o", "out", "--method", "lottery"], ["--method", "lottery"]),
+    (["prune", "-m", LLAMA, "-o", "out", "--scope", "block"], ["--scope", "row", "layer"]),
+    (["pack", "-m", LLAMA, "-o", "out", "--min-sparsity", 2], ["--min-sparsity"]),
+    (["inspect"], ["-m", "--config"]),
+    (["inspect", "-m", LLAMA, "--config", CONFIG], ["-m", "--config"]),
+    (["inspect", "--config", CONFIG, "--plan", "-tp", 5], ["--tp 5", "1, 2, 3, 4, 6, 12"]),
+    (["inspect", "--config", CONFIG, "--plan", "--max-model-len", 4096], ["--max-model-len", "2048"]),
+    (["inspect", "--config", CONFIG, "--sparsity", 1.1], ["--sparsity"]),
+    (["bench", "latency"], ["-m", "--config"]),
+    (["bench", "latency", "-m", LLAMA, "--config", CONFIG], ["-m", "--config"]),
+    (["bench", "latency", "-m", LLAMA, "--batch-size", 0], ["--batch-size"]),
+    (["bench", "latency", "-m", LLAMA, "--output-len", "ten"], ["--output-len", "ten"]),
+    (["bench", "latency", "-m", LLAMA, "--input-len", 400, "--output-len", 400], ["--max-model-len", "800", "512"]),
+    (["bench", "kernel", "--shapes", "128"], ["--shapes", "128"]),
+    (["bench", "kernel", "--shapes", "0x5"], ["--shapes", "0x5"]),
+    (["bench", "kernel", "--shapes", "64x64,"], ["--shapes"]),
+    (["bench", "kernel", "--shapes", "64x64", "-N", "0"], ["-N", "0"]),
+    (["bench", "kernel", "--shapes", "64x64", "-N", "8,x"], ["-N", "x"]),
+    (["bench", "kernel", "--shapes", "64x64", "--sparsity", "1.5"], ["--sparsity"]),
+]
+
+BAD_FILES = [  # arguments, what the line must name
+    (["generate", "-m", "nowhere", "-p", "a"], "nowhere"),
+    (["generate", "-m", LLAMA / "config.json", "-p", "a"], "config.json"),
+    (["generate", "-m", LLAMA, "-f", "nofile.txt"], "nofile.txt"),
+    (["generate", "-m", LLAMA, "-f", "."], "."),
+    (["generate", "-m", LLAMA, "--prompts", "nofile.jsonl"], "nofile.jsonl"),
+    (["score", "-m", LLAMA, "--tokens-file", "nofile.ids"], "nofile.ids"),
+    (["score", "-m", "nowhere", "--tokens", "1"], "nowhere"),
+    (["tokenize", "-m", "nowhere"], "nowhere"),
+    (["detokenize", "-m", "nowhere"], "nowhere"),
+    (["perplexity", "-m", LLAMA, "-f", "nofile.txt"], "nofile.txt"),
+    (["perplexity", "-m", LLAMA, "-f", LLAMA / "config.json", "--ctx", 9, "--compare", "nowhere"], "nowhere"),
+    (["perplexity", "-m", LLAMA, "-f", LLAMA / "config.json", "--ctx", 9, "--compare", OPT], "2056"),
+    (["perplexity", "-m", LLAMA, "-f", "/dev/null"], "too short"),
+    (["inspect", "-m", "nowhere"], "nowhere"),
+    (["inspect", "--config", "nowhere.json"], "nowhere.json"),
+    (["pack", "-m", "nowhere", "-o", "out"], "nowhere"),
+    (["pack", "-m", LLAMA, "-o", "no/such/parent"], "no/such"),
+    (["pack", "-m", LLAMA, "-o", LLAMA], "demo-llama"),
+    (["prune", "-m", "nowhere", "-o", "out"], "nowhere"),
+    (["bench", "latency", "--config", "nowhere.json"], "nowhere.json"),
+    (["bench", "kernel", "--shapes", "64x64", "-N", "1", "--sparsity", "0.5", "--csv", "no/such/dir.csv"], "no/such/dir.csv"),
+    (["score", "-m", LLAMA, "--tokens", "1,2048"], ["2048", "2047"]),
+    (["score", "-m", LLAMA, "--tokens", ",".join(["5"] * 513)], ["513", "512"]),
+    (["generate", "-m", LLAMA, "-p", "word " * 600, "-n", "1"], "512"),
+    (["generate", "-m", LLAMA, "-p", "a", "-n", "512"], "512"),
+    (["generate", "-m", LLAMA, "-p", "a", "-n", "100", "--num-kv-blocks", "2"], "32"),
+    (["generate", "-m", LLAMA, "-p", "a", "--kv-cache-memory", "10"], "--kv-cache-memory"),
+]
+
+BAD_PROMPT_LINES = [
+    ('"just text"', "line 1"),
+    ('{"prompt": 5}', "prompt"),
+    ('{"n": 5}', "prompt"),
+    ('{"prompt": "a", "n": 0}', "n"),
+    ('{"prompt": "a", "n": "7"}', "n"),
+    ('{"prompt": "a", "seed": -1}', "seed"),
+    ('{"prompt": "a", "stop": [""]}', "stop"),
+    ('{"prompt": "a", "stop": 5}', "stop"),
+    ('{"prompt": "a", "temperature": 1}', "temperature"),
+    ('{"prompt": "a"', "line 1"),
+    ("", "no prompts"),
+]
+
+BAD_CONFIGS = [  # changes to a good config.json, what the line must name
+    ({"vocab_size": -1}, "vocab_size"),
+    ({"vocab_size": 10**12}, "vocab_size"),
+    ({"hidden_size": 0}, "hidden_size"),
+    ({"hidden_size": "128"}, "hidden_size"),
+    ({"num_attention_heads": 3}, "heads"),
+    ({"num_key_value_heads": 3}, "heads"),
+    ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+    ({"intermediate_size": None}, "intermediate_size"),
+    ({"hidden_act": "swish7"}, "swish7"),
+    ({"architectures": ["GPTBigCodeForCausalLM"], "model_type": "gpt_bigcode"}, "GPTBigCode"),
+    ({"max_position_embeddings": 1e300}, "max_position_embeddings"),
+    ({"rope_theta": -1}, "rope_theta"),
+    ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
+]
+
+
+class BadInput(program.ProgramTest):
+    def test_bad_flags(self):
+        self.assertGreaterEqual(len(BAD_FLAGS), 60)
+        for arguments, says in BAD_FLAGS:
+            with self.subTest(arguments=arguments):
+                self.refused(USAGE, arguments, says=says)
+
+    def test_bad_files(self):
+        for arguments, says in BAD_FILES:
+            with self.subTest(arguments=arguments):
+                self.refused(FAILURE, arguments, says=says)
+        self.assertEqual(os.listdir(self.tmp), [], "a refusal leaves nothing behind")
+
+    def test_bad_prompt_lines(self):
+        for line, says in BAD_PROMPT_LINES:
+            with self.subTest(line=line):
+                self.refused(FAILURE, ["generate", "-m", LLAMA, "--prompts", self.file("p.jsonl", line + "\n")], says=says)
+
+    def test_bad_configs(self):
+        for changes, says in BAD_CONFIGS:
+            with self.subTest(changes=changes):
+                config = self.config(**changes)
+                self.refused(FAILURE, ["bench", "latency", "--config", config], says=says)
+        for text in ("", "{", "[]", "null", '{"architectures": 5}', "[" * 100000, "\x00\xff"):
+            with self.subTest(text=text[:20]):
+                self.refused(FAILURE, ["inspect", "--config", self.file("config.json", text)], says="config.json")
+
+    def test_missing_backend(self):
+        if self.json("doctor", "--device", "cpu")["cuda_built"]:
+            self.skipTest("this build has the CUDA backend")
+        for arguments in (["generate", "-m", LLAMA, "-p", "a"], ["score", "-m", LLAMA, "--tokens", "1"],
+                          ["bench", "latency", "-m", LLAMA], ["bench", "kernel", "--shapes", "64x64"]):
+            self.refused(None, [*arguments, "--device", "cuda"], says="cuda")
+
+    def test_bad_ids_on_stdin(self):
+        self.refused(None, ["detokenize", "-m", LLAMA], stdin=b"1 2 three", says="three")
+        self.refused(None, ["detokenize", "-m", LLAMA], stdin=b"2048", says="2048")
+
+    def damaged(self, **files):
+        """A copy of the LLaMA demo in which some files are other than they should be; None removes one."""
+        shutil.rmtree(self.tmp / "copy", ignore_errors=True)
+        shutil.copytree(LLAMA, self.tmp / "copy")
+        for name, content in files.items():
+            path = self.tmp / "copy" / name.replace("__", ".")
+            path.unlink() if content is None else path.write_bytes(content)
+        return "copy"
+
+    def test_damaged_directories(self):
+        weights = (LLAMA / "model.safetensors").read_bytes()
+        size = struct.unpack("<Q", weights[:8])[0]
+        header = json.loads(weights[8 : 8 + size])
+        name = next(n for n in header if n.endswith("tca_bme.bitmaps"))
+
+        def rewritten(change):
+            copy = json.loads(weights[8 : 8 + size])
+            change(copy)
+            text = json.dumps(copy).encode()
+            text += b" " * (size - len(text)) if len(text) <= size else b""
+            return struct.pack("<Q", len(text)) + text + weights[8 + size :]
+
+        def offsets(begin, end):
+            return lambda h: h[name].update(data_offsets=[begin, end])
+
+        tokenizer = (LLAMA / "tokenizer.model").read_bytes()
+        cases = {
+            "truncated": {"model__safetensors": weights[: len(weights) // 2]},
+            "header only": {"model__safetensors": weights[: 8 + size]},
+            "seven bytes": {"model__safetensors": weights[:7]},
+            "empty": {"model__safetensors": b""},
+            "huge header": {"model__safetensors": struct.pack("<Q", 1 << 60) + weights[8:]},
+            "no JSON": {"model__safetensors": struct.pack("<Q", 8) + b"notjson!" + weights[8:]},
+            "missing tensor": {"model__safetensors": rewritten(lambda h: h.pop(name))},
+            "offsets out of range": {"model__safetensors": rewritten(offsets(0, 1 << 40))},
+            "offsets backwards": {"model__safetensors": rewritten(offsets(64, 0))},
+            "offsets overlap": {"model__safetensors": rewritten(offsets(*header[next(iter(k for k in header if k != name and k != "__metadata__"))]["data_offsets"]))},
+            "unknown dtype": {"model__safetensors": rewritten(lambda h: h[name].update(dtype="F4"))},
+            "wrong shape": {"model__safetensors": rewritten(lambda h: h[name].update(shape=[3, 3]))},
+            "no weights": {"model__safetensors": None},
+            "no config": {"config__json": None},
+            "config of another size": {"config__json": (LLAMA / "config.json").read_bytes().replace(b"640", b"704")},
+            "broken tokenizer": {"tokenizer__model": tokenizer[:1000]},
+            "empty tokenizer": {"tokenizer__model": b""},
+            "no tokenizer": {"tokenizer__model": None},
+        }
+        for label, files in cases.items():
+            with self.subTest(label):
+                directory = self.damaged(**files)
+                self.refused(FAILURE, ["generate", "-m", directory, "-p", "a", "-n", "2"])
+                if "model__safetensors" in files:
+                    self.refused(FAILURE, ["inspect", "-m", directory])
+                    self.refused(FAILURE, ["pack", "-m", directory, "-o", "out"])
+                    self.assertFalse((self.tmp / "out").exists())
+
+    def test_output_directory_in_use(self):
+        self.file("used/file", "x")
+        for arguments in (["pack", "-m", LLAMA, "-o", "used"], ["prune", "-m", LLAMA, "-o", "used"]):
+            self.refused(FAILURE, arguments, says="used")
+        self.assertEqual(os.listdir(self.tmp / "used"), ["file"])
+        self.refused(FAILURE, ["pack", "-m", LLAMA, "-o", "used/file"], says="used/file")
+
+    def test_invalid_utf8(self):
+        for directory in (LLAMA, OPT):
+            done = self.run_program("tokenize", "-m", directory, stdin=b"ab\xff\xfe\xc3(")
+            self.assertIn(done.returncode, (0, 1))
+            self.assertLessEqual(done.stderr.count(b"\n"), 1)
+
+
+if __name__ == "__main__":
+    program.main()
