@@ -57,24 +57,11 @@ std::string in_quotes(std::string_view text) {
   return out + (text.size() > kShown ? "...'" : "'");
 }
 
-const std::vector<std::string>& FileSet::known_names() {
-  static const std::vector<std::string> names = {"tokenizer.json",
-                                                 "tokenizer.model",
-                                                 "vocab.json",
-                                                 "merges.txt",
-                                                 "gpt2-vocab.json",
-                                                 "gpt2-merges.txt",
-                                                 "tokenizer_config.json",
-                                                 "added_tokens.json",
-                                                 "special_tokens_map.json"};
-  return names;
-}
-
 FileSet FileSet::read(const std::filesystem::path& dir) {
   std::error_code error;
   if (!std::filesystem::is_directory(dir, error)) fail_file(dir.string(), "is not a directory");
   std::vector<TokenizerFile> files;
-  for (const std::string& name : known_names()) {
+  for (const std::string_view name : kKnownNames) {
     if (std::filesystem::exists(dir / name, error)) files.push_back(read_file(dir / name));
   }
   return FileSet(dir.string(), std::move(files));

@@ -53,9 +53,8 @@ MergeTable read_merges(const TokenizerFile& file, const Vocabulary& vocabulary) 
 // fairseq dictionaries begin with these four; OPT's does, GPT-2's does not.
 bool is_fairseq_dictionary(const Vocabulary& vocabulary) {
   constexpr std::string_view kFirst[] = {"<s>", "<pad>", "</s>", "<unk>"};
-  if (vocabulary.size() < 4) return false;
   for (int32_t id = 0; id < 4; ++id) {
-    if (vocabulary.piece(id) != kFirst[id]) return false;
+    if (vocabulary.find(kFirst[id]) != id) return false;
   }
   return true;
 }

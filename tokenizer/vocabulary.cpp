@@ -32,7 +32,7 @@ std::optional<uint8_t> byte_of_fallback_piece(std::string_view piece) {
   return byte;
 }
 
-Vocabulary::Entry& Vocabulary::slot(int64_t id, std::string_view piece) {
+int32_t& Vocabulary::slot(int64_t id, std::string_view piece) {
   if (id < 0 || id >= kMaxPieces) {
     throw std::runtime_error(
         fmt::format("piece {} has id {}, legal are 0 ... {}", in_quotes(piece), id, kMaxPieces - 1));
@@ -41,40 +41,39 @@ Vocabulary::Entry& Vocabulary::slot(int64_t id, std::string_view piece) {
     throw std::runtime_error(fmt::format("piece {} has {} bytes, legal are 1 ... {}", in_quotes(piece),
                                          piece.size(), kMaxPieceBytes));
   }
-  if (id >= size()) entries_.resize(id + 1);
-  return entries_[id];
+  if (id >= size()) entry_of_id_.resize(id + 1, -1);
+  return entry_of_id_[id];
 }
 
 void Vocabulary::add(int64_t id, std::string_view piece, std::string bytes, PieceKind kind) {
-  Entry& entry = slot(id, piece);
-  if (entry.kind != PieceKind::kAbsent) {
-    throw std::runtime_error(
-        fmt::format("pieces {} and {} have the same id {}", in_quotes(entry.piece), in_quotes(piece), id));
+  int32_t& entry = slot(id, piece);
+  if (entry >= 0) {
+    throw std::runtime_error(fmt::format("pieces {} and {} have the same id {}",
+                                         in_quotes(entries_[entry].piece), in_quotes(piece), id));
   }
   const auto [where, inserted] = ids_.try_emplace(std::string(piece), static_cast<int32_t>(id));
   if (!inserted) {
     throw std::runtime_error(
         fmt::format("piece {} is there twice, as id {} and {}", in_quotes(piece), where->second, id));
   }
-  entry = {std::string(piece), std::move(bytes), kind};
+  entry = static_cast<int32_t>(entries_.size());
+  entries_.push_back({std::string(piece), std::move(bytes), kind});
 }
 
 void Vocabulary::add_or_rename(int64_t id, std::string_view content, PieceKind kind) {
   if (content.empty()) throw std::runtime_error(fmt::format("added token {} is an empty string", id));
-  Entry& entry = slot(id, content);
-  if (entry.kind == PieceKind::kSpecial && entry.piece != content && !find(content)) {
+  const int32_t at = slot(id, content);
+  if (at < 0) return add(id, content, std::string(content), kind);
+  Entry& entry = entries_[at];
+  if (entry.piece != content) {
+    if (entry.kind != PieceKind::kSpecial || find(content)) {
+      throw std::runtime_error(fmt::format("added token {} has id {}, which is piece {}", in_quotes(content),
+                                           id, in_quotes(entry.piece)));
+    }
     ids_.erase(entry.piece);
-    entry.kind = PieceKind::kAbsent;
+    ids_.emplace(content, static_cast<int32_t>(id));
   }
-  if (entry.kind == PieceKind::kAbsent) {
-    add(id, content, std::string(content), kind);
-  } else if (entry.piece == content) {
-    entry.bytes = content;
-    entry.kind = kind;
-  } else {
-    throw std::runtime_error(fmt::format("added token {} has id {}, which is piece {}", in_quotes(content),
-                                         id, in_quotes(entry.piece)));
-  }
+  entry = {std::string(content), std::string(content), kind};
 }
 
 bool Vocabulary::pieces_stay_in_words() const {

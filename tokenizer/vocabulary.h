@@ -47,27 +47,32 @@ class Vocabulary {
   /// An added token: new, or an existing piece of that name made `kind`, or a special token given another
   /// name.
   void add_or_rename(int64_t id, std::string_view content, PieceKind kind);
-  void mark_special(int32_t id) { entries_[id].kind = PieceKind::kSpecial; }
+  void mark_special(int32_t id) { entries_[entry_of_id_[id]].kind = PieceKind::kSpecial; }
 
   /// True if the metaspace is a piece and no text piece has one after another character, as in LLaMA's
   /// vocabularies. Then no merge crosses the place before such a metaspace, and words can be encoded one by
   /// one with the same result.
   bool pieces_stay_in_words() const;
 
-  int32_t size() const { return static_cast<int32_t>(entries_.size()); }  ///< largest id + 1
+  int32_t size() const { return static_cast<int32_t>(entry_of_id_.size()); }  ///< largest id + 1
   std::optional<int32_t> find(std::string_view piece) const;
-  PieceKind kind(int32_t id) const { return entries_[id].kind; }
-  const std::string& piece(int32_t id) const { return entries_[id].piece; }
-  const std::string& bytes(int32_t id) const { return entries_[id].bytes; }
+  PieceKind kind(int32_t id) const {
+    return entry_of_id_[id] < 0 ? PieceKind::kAbsent : entries_[entry_of_id_[id]].kind;
+  }
+  /// Of an id that is not kAbsent.
+  const std::string& piece(int32_t id) const { return entries_[entry_of_id_[id]].piece; }
+  const std::string& bytes(int32_t id) const { return entries_[entry_of_id_[id]].bytes; }
 
  private:
   struct Entry {
     std::string piece;
     std::string bytes;
-    PieceKind kind = PieceKind::kAbsent;
+    PieceKind kind;
   };
-  Entry& slot(int64_t id, std::string_view piece);
+  int32_t& slot(int64_t id, std::string_view piece);
 
+  // A gap costs four bytes, so that a file with one absurd id costs four megabytes.
+  std::vector<int32_t> entry_of_id_;  // -1: absent
   std::vector<Entry> entries_;
   StringMap<int32_t> ids_;
 };

@@ -38,7 +38,7 @@ struct Case {
 Tokenizer load(const Case& c) {
   const FileSet all = FileSet::read(kAssets / c.dir);
   std::vector<TokenizerFile> files;
-  for (const std::string& name : FileSet::known_names()) {
+  for (const std::string_view name : FileSet::kKnownNames) {
     const bool hidden =
         std::any_of(c.hidden.begin(), c.hidden.end(), [&](const char* h) { return name == h; });
     if (all.find(name) != nullptr && !hidden) files.push_back(*all.find(name));
