@@ -7,27 +7,29 @@
 namespace spinfer::cpu {
 namespace {
 
-struct Vec {
-  __m256 low, high;
-  static Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+struct Avx2 {
+  struct Reg {
+    __m256 low, high;
+  };
   static __m256 load8(const Half* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  static Vec load(const Half* p) { return {load8(p), load8(p + 8)}; }
-  static float widen_one(Half h) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h.bits))); }
-  void store(float* p) const {
-    _mm256_storeu_ps(p, low);
-    _mm256_storeu_ps(p + 8, high);
+  static Reg load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static Reg load(const Half* p) { return {load8(p), load8(p + 8)}; }
+  static void store(float* p, Reg v) {
+    _mm256_storeu_ps(p, v.low);
+    _mm256_storeu_ps(p + 8, v.high);
   }
-  static Vec fma(Vec a, Vec b, Vec c) {
+  static Reg fma(Reg a, Reg b, Reg c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
   }
-  float sum() const {
-    const __m256 eight = _mm256_add_ps(low, high);
+  static float sum(Reg v) {
+    const __m256 eight = _mm256_add_ps(v.low, v.high);
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
+  static float widen_one(Half h) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h.bits))); }
 };
 
 /// For each bitmap row of eight bits the pshufb control that moves the next values to the set bits and zero
@@ -70,11 +72,11 @@ int64_t decode_strip(const uint64_t* bitmaps, const Half* values, Half* panels) 
 }  // namespace
 
 constinit const LinearKernels kAvx2Kernels = {"avx2",
-                                              widen<Vec>,
+                                              widen<Avx2>,
                                               decode_strip,
-                                              accumulate_strip<Vec, decode_strip>,
-                                              accumulate<Vec, 2, 2, 4>,
-                                              sum_lanes<Vec>,
-                                              sum_strip<Vec>};
+                                              accumulate_strip<Avx2, decode_strip>,
+                                              accumulate<Avx2, 2, 2, 4>,
+                                              sum_lanes<Avx2>,
+                                              sum_strip<Avx2>};
 
 }  // namespace spinfer::cpu

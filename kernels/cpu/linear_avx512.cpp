@@ -6,21 +6,23 @@
 namespace spinfer::cpu {
 namespace {
 
-struct Vec {
-  __m512 v;
-  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static Vec load(const Half* p) {
-    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+struct Avx512 {
+  using Reg = __m512;
+  static Reg load(const float* p) { return _mm512_loadu_ps(p); }
+  static Reg load(const Half* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
-  static float widen_one(Half h) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h.bits))); }
-  void store(float* p) const { _mm512_storeu_ps(p, v); }
-  static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  static void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static float sum8(__m256 eight) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
-  float sum() const { return sum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))); }
+  static float sum(Reg v) {
+    return sum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+  }
+  static float widen_one(Half h) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h.bits))); }
 };
 
 /// Four rows × eight columns: the values of 32 bits of a bitmap at their places. From a register, not from
@@ -68,25 +70,27 @@ inline __mmask32 load_mask(const uint64_t* bitmap, int half) {
 // A round trip through the L1 cache instead of the extractions was no faster.
 int64_t accumulate_strip(const uint64_t* bitmaps, const Half* values, const float* x, float* acc) {
   const Half* value = values;
-  Vec sums[16];
-  for (int i = 0; i < 16; ++i) sums[i] = Vec::load(acc + i * kLanes);
+  __m512 sums[16];
+  for (int i = 0; i < 16; ++i) sums[i] = _mm512_loadu_ps(acc + i * kLanes);
   for (int tc_tile = 0; tc_tile < 4; ++tc_tile) {
     for (int part = 0; part < 4; ++part, ++bitmaps) {
-      const Vec columns = {_mm512_broadcast_f32x8(_mm256_loadu_ps(x + tc_tile * 16 + part / 2 * 8))};
+      const __m512 columns = _mm512_broadcast_f32x8(_mm256_loadu_ps(x + tc_tile * 16 + part / 2 * 8));
       const __m512i upper = expand(load_mask(bitmaps, 0), value);
       const __m512i lower = expand(load_mask(bitmaps, 1), value + _mm_popcnt_u32(uint32_t(*bitmaps)));
       value += _mm_popcnt_u64(*bitmaps);
       __builtin_prefetch(value + kPrefetchValues);  // here, not once a strip: bursts fill the miss buffers
       __builtin_prefetch(value + kPrefetchValues + 32);
       if (part == 0) __builtin_prefetch(bitmaps + kPrefetchBitmaps);
-      Vec* s = sums + part * 4;
-      s[0] = Vec::fma({_mm512_cvtph_ps(_mm512_castsi512_si256(upper))}, columns, s[0]);
-      s[1] = Vec::fma({_mm512_cvtph_ps(_mm512_extracti64x4_epi64(upper, 1))}, columns, s[1]);
-      s[2] = Vec::fma({_mm512_cvtph_ps(_mm512_castsi512_si256(lower))}, columns, s[2]);
-      s[3] = Vec::fma({_mm512_cvtph_ps(_mm512_extracti64x4_epi64(lower, 1))}, columns, s[3]);
+      const int s = part * 4;
+      sums[s] = _mm512_fmadd_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(upper)), columns, sums[s]);
+      sums[s + 1] =
+          _mm512_fmadd_ps(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(upper, 1)), columns, sums[s + 1]);
+      sums[s + 2] = _mm512_fmadd_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(lower)), columns, sums[s + 2]);
+      sums[s + 3] =
+          _mm512_fmadd_ps(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(lower, 1)), columns, sums[s + 3]);
     }
   }
-  for (int i = 0; i < 16; ++i) sums[i].store(acc + i * kLanes);
+  for (int i = 0; i < 16; ++i) _mm512_storeu_ps(acc + i * kLanes, sums[i]);
   return value - values;
 }
 
@@ -95,15 +99,15 @@ void sum_strip(const float* acc, float* sums) {
        ++i, sums += 2) {  // pairs of rows: register i % 4 of part i / 4, and of part i / 4 + 2
     const __m512 rows =
         _mm512_add_ps(_mm512_loadu_ps(acc + i * kLanes), _mm512_loadu_ps(acc + (i + 8) * kLanes));
-    sums[0] = Vec::sum8(_mm512_castps512_ps256(rows));
-    sums[1] = Vec::sum8(_mm512_extractf32x8_ps(rows, 1));
+    sums[0] = Avx512::sum8(_mm512_castps512_ps256(rows));
+    sums[1] = Avx512::sum8(_mm512_extractf32x8_ps(rows, 1));
   }
 }
 
 }  // namespace
 
 constinit const LinearKernels kAvx512Kernels = {
-    "avx512",       widen<Vec>, decode_strip, accumulate_strip, accumulate<Vec, 4, 4, 4>,
-    sum_lanes<Vec>, sum_strip};
+    "avx512",          widen<Avx512>, decode_strip, accumulate_strip, accumulate<Avx512, 4, 4, 4>,
+    sum_lanes<Avx512>, sum_strip};
 
 }  // namespace spinfer::cpu

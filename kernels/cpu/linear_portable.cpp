@@ -28,24 +28,26 @@ inline F4 widen4(const Half* p) {
   return F4((bits & 0x8000u) << 16 | (normal & is_normal) | (subnormal & ~is_normal));
 }
 
-struct Vec {
-  F4 v[4];
-  static Vec load(const float* p) {
-    Vec r;
+struct Portable {
+  struct Reg {
+    F4 v[4];
+  };
+  static Reg load(const float* p) {
+    Reg r;
     __builtin_memcpy(&r, p, sizeof(r));
     return r;
   }
-  static Vec load(const Half* p) { return {{widen4(p), widen4(p + 4), widen4(p + 8), widen4(p + 12)}}; }
-  static float widen_one(Half h) { return to_float(h); }
-  void store(float* p) const { __builtin_memcpy(p, v, sizeof(v)); }
-  static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+  static Reg load(const Half* p) { return {{widen4(p), widen4(p + 4), widen4(p + 8), widen4(p + 12)}}; }
+  static void store(float* p, const Reg& r) { __builtin_memcpy(p, &r, sizeof(r)); }
+  static Reg fma(const Reg& a, const Reg& b, const Reg& c) {
     return {{a.v[0] * b.v[0] + c.v[0], a.v[1] * b.v[1] + c.v[1], a.v[2] * b.v[2] + c.v[2],
              a.v[3] * b.v[3] + c.v[3]}};
   }
-  float sum() const {
-    const F4 four = (v[0] + v[2]) + (v[1] + v[3]);
+  static float sum(const Reg& r) {
+    const F4 four = (r.v[0] + r.v[2]) + (r.v[1] + r.v[3]);
     return (four[0] + four[2]) + (four[1] + four[3]);
   }
+  static float widen_one(Half h) { return to_float(h); }
 };
 
 int64_t decode_strip(const uint64_t* bitmaps, const Half* values, Half* panels) {
@@ -66,11 +68,11 @@ int64_t decode_strip(const uint64_t* bitmaps, const Half* values, Half* panels) 
 }  // namespace
 
 constinit const LinearKernels kPortableKernels = {"portable",
-                                                  widen<Vec>,
+                                                  widen<Portable>,
                                                   decode_strip,
-                                                  accumulate_strip<Vec, decode_strip>,
-                                                  accumulate<Vec, 2, 1, 2>,
-                                                  sum_lanes<Vec>,
-                                                  sum_strip<Vec>};
+                                                  accumulate_strip<Portable, decode_strip>,
+                                                  accumulate<Portable, 2, 1, 2>,
+                                                  sum_lanes<Portable>,
+                                                  sum_strip<Portable>};
 
 }  // namespace spinfer::cpu
