@@ -15,15 +15,13 @@ struct GpuBenchShape {
   int64_t k = 0;  ///< in features
 };
 
-/// The paper's 31 matrices, in its order.
-std::vector<GpuBenchShape> gpu_paper_shapes();
 /// QKV together, and gate with up together, of OPT, LLaMA and Qwen2 models.
 std::vector<GpuBenchShape> fused_model_shapes();
 /// The nine large matrices whose geometric mean issue targets speak of.
 std::vector<GpuBenchShape> large_shapes();
 
 struct GpuBenchOptions {
-  std::vector<GpuBenchShape> shapes;
+  std::vector<GpuBenchShape> shapes;  ///< the paper's are `paper_shapes` (kernels/bench/linear_bench.h)
   std::vector<int> n;              ///< tokens, ≥ 1
   std::vector<double> sparsities;  ///< 0 … 1
   /// "auto" (what the engine would run), "smbd", "stream", "scratch", "fused", "cusparse"; each gives rows of

@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "kernels/gpu_linear_bench.h"
+#include "kernels/bench/linear_bench.h"
 #include "kernels/check.h"
 
 namespace {
@@ -13,10 +14,13 @@ namespace {
 using namespace spinfer;
 
 std::vector<GpuBenchShape> parse_shapes(const std::string& text) {
-  if (text == "paper") return gpu_paper_shapes();
+  std::vector<GpuBenchShape> shapes;
+  if (text == "paper") {
+    for (const LinearShape& shape : paper_shapes()) shapes.push_back({shape.m, shape.k});
+    return shapes;
+  }
   if (text == "fused") return fused_model_shapes();
   if (text == "large") return large_shapes();
-  std::vector<GpuBenchShape> shapes;
   for (const std::string& part : CLI::detail::split(text, ',')) {
     GpuBenchShape shape;
     char rest = 0;

@@ -48,6 +48,8 @@ Context::Context(const DeviceOptions& options)
   SPINFER_CUDA_CHECK(cublasLtCreate(&lt_));
   blas_workspace_ = allocate(kBlasWorkspaceBytes);
   SPINFER_CUDA_CHECK(cublasSetWorkspace(blas_, blas_workspace_, kBlasWorkspaceBytes));
+  flags_ = static_cast<int*>(allocate(kFlags * sizeof(int)));
+  SPINFER_CUDA_CHECK(cudaMemset(flags_, 0, kFlags * sizeof(int)));
   dense_plans_ = std::make_unique<DensePlans>();
 }
 
@@ -58,6 +60,7 @@ Context::~Context() {
   cublasLtDestroy(lt_);
   cublasDestroy(blas_);
   release(workspace_);
+  release(flags_);
   release(blas_workspace_);
   cudaStreamDestroy(stream_);
 }

@@ -56,6 +56,9 @@ class Context {
   /// throws.
   void* workspace(size_t bytes);
   size_t workspace_bytes() const { return workspace_bytes_; }
+  /// [kFlags], zero between kernels: whoever raises one sees to it that it is lowered in the same launch.
+  static constexpr int kFlags = 4096;
+  int* flags() const { return flags_; }
   /// Scratch lent to cuBLAS and cuBLASLt calls.
   static constexpr size_t kBlasWorkspaceBytes = size_t{32} << 20;  // NVIDIA's recommendation for Hopper
   void* blas_workspace() const { return blas_workspace_; }
@@ -69,6 +72,7 @@ class Context {
   cublasHandle_t blas_ = nullptr;
   cublasLtHandle_t lt_ = nullptr;
   void* blas_workspace_ = nullptr;
+  int* flags_ = nullptr;
   void* workspace_ = nullptr;
   size_t workspace_bytes_ = 0;
   std::unique_ptr<DensePlans> dense_plans_;

@@ -26,7 +26,7 @@ __device__ inline float activate(float x, Activation act) {
     case Activation::none:
       return x;
     case Activation::relu:
-      return fmaxf(x, 0.0f);
+      return x < 0.0f ? 0.0f : x;  // unlike fmaxf, keeps NaN
     case Activation::gelu:
       return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
     case Activation::gelu_tanh:

@@ -5,12 +5,12 @@
 #include <cmath>
 #include <optional>
 
-#include "kernels/gpu_linear_bench.h"
 #include "kernels/check.h"
 #include "kernels/cuda/bench_kernels.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/dense_linear.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/gpu_linear_bench.h"
 
 namespace spinfer {
 namespace {
@@ -136,7 +136,7 @@ class LinearBench {
 
   bool needs_canonical() const {
     return std::any_of(options_.kernels.begin(), options_.kernels.end(),
-                       [](const std::string& kernel) { return kernel == "smbd" || kernel == "scratch"; });
+                       [](const std::string& kernel) { return kernel == "smbd"; });
   }
 
   std::vector<double> time_batches(int copies, const std::function<void(int)>& launch) {

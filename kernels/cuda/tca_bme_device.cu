@@ -96,29 +96,38 @@ __global__ void gather_values_kernel(const __half* __restrict__ dense, TcaBmeVie
   }
 }
 
-__global__ void decode_kernel(TcaBmeView view, int64_t first_tile, int64_t begin, int64_t end,
+__global__ void decode_kernel(TcaBmeView view, int64_t first_tile, int64_t begin, int64_t end, bool vectors,
                               __half* dense) {
   __shared__ int first[kBitmapsPerGroupTile];
+  __shared__ alignas(16)
+      __half turned[kGroupTile][kGroupTile + 8];  // rows of the tile: they leave as 16-byte vectors
   const int64_t tile = first_tile + blockIdx.x, across = (view.k + kGroupTile - 1) / kGroupTile;
   const uint64_t* tile_bitmaps = view.bitmaps + tile * kBitmapsPerGroupTile;
   scan_bitmaps(tile_bitmaps, first);
   const int lane = threadIdx.x % 32;
   const __half* values = reinterpret_cast<const __half*>(view.values) + offset_of(view, tile);
-  const bool pairs = view.k % 2 == 0;  // then every even column is 4-byte aligned
   for (int b = threadIdx.x / 32; b < kBitmapsPerGroupTile; b += kWarps) {
-    const LanePosition p(tile, across, b, lane);
+    const TilePosition origin = origin_of(b);
     const uint64_t bits = tile_bitmaps[b];
     int at = first[b] + __popcll(bits & ((uint64_t{1} << (2 * lane)) - 1));
     const __half zero = __ushort_as_half(0);
     const __half low = bits >> (2 * lane) & 1 ? values[at++] : zero;
     const __half high = bits >> (2 * lane + 1) & 1 ? values[at] : zero;
-    if (p.row >= end) continue;
-    __half* out = dense + (p.row - begin) * view.k + p.col;
-    if (pairs && p.col < view.k) {
-      *reinterpret_cast<__half2*>(out) = __halves2half2(low, high);
+    *reinterpret_cast<__half2*>(&turned[origin.row + lane / 4][origin.col + lane % 4 * 2]) =
+        __halves2half2(low, high);
+  }
+  __syncthreads();  // the tile is complete
+  constexpr int kVectors = kGroupTile / 8;
+  for (int i = threadIdx.x; i < kGroupTile * kVectors; i += kWarps * 32) {
+    const int64_t row = tile / across * kGroupTile + i / kVectors,
+                  col = tile % across * kGroupTile + i % kVectors * 8;
+    if (row >= end || col >= view.k) continue;
+    const __half* from = &turned[i / kVectors][i % kVectors * 8];
+    __half* to = dense + (row - begin) * view.k + col;
+    if (vectors && col + 8 <= view.k) {
+      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
     } else {
-      if (p.col < view.k) out[0] = low;
-      if (p.col + 1 < view.k) out[1] = high;
+      for (int j = 0; j < 8 && col + j < view.k; ++j) to[j] = from[j];
     }
   }
 }
@@ -247,8 +256,9 @@ void decode_on_device(Context& context, const TcaBmeView& device, int64_t begin,
   const int64_t across = group_tiles(device.k);
   const int64_t tiles = group_tiles(end - begin) * across;
   check(tiles <= INT32_MAX, "decode {}×{}: at most {} group tiles", end - begin, device.k, INT32_MAX);
+  const bool vectors = device.k % 8 == 0 && reinterpret_cast<uintptr_t>(dense) % 16 == 0;
   decode_kernel<<<unsigned(tiles), kWarps * 32, 0, context.stream()>>>(
-      device, begin / kGroupTile * across, begin, end, reinterpret_cast<__half*>(dense));
+      device, begin / kGroupTile * across, begin, end, vectors, reinterpret_cast<__half*>(dense));
   SPINFER_LAUNCH_CHECK("decode_kernel");
 }
 
