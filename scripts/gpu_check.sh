@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, on the machine that has one: correctness, compute-sanitizer, kernel speed.
 #
-#   scripts/gpu_check.sh [--bin DIR] [--out DIR] [--only tests,sanitizer,decode,prefill,small,baselines]
+#   scripts/gpu_check.sh [--bin DIR] [--out DIR] [--only tests,sanitizer,large,small,baselines]
 #
 # --bin   folder of the built programs (default: build). A folder with gpu_tests and gpu_linear_bench side by side does
 #         too, for machines that cannot build the tree.
-# --out   where logs and JSON results go (default: $OUT, else gpu_check_results)
+# --out   where results go (default: $OUT, else gpu_check_results): NAME.json of each bench, summary.txt, logs.tar.gz
+# --only  some parts; besides those run by default: paper (the 31 matrices of Figure 10, with SMBD), cusparse, fused
 # Exit status 0 only if every part passed. SPINFER_COMMIT names the commit where .git is not there.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-bin=build out=${OUT:-gpu_check_results} only=tests,sanitizer,decode,small,prefill,baselines
+bin=build out=${OUT:-gpu_check_results} only=tests,sanitizer,large,small,baselines
 while [ $# -gt 0 ]; do
   case $1 in
     --bin) bin=$2; shift 2 ;;
@@ -19,23 +20,24 @@ while [ $# -gt 0 ]; do
     *) echo "gpu_check.sh: unknown argument $1 (see the head of the script)" >&2; exit 2 ;;
   esac
 done
-mkdir -p "$out"
+mkdir -p "$out/logs"
+logs=$out/logs
 commit=${SPINFER_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}
 find_program() { for p in "$bin/$1" "$bin/tests/kernels/$1" "$bin/kernels/bench/$1"; do [ -x "$p" ] && echo "$p" && return; done; echo "$bin/$1"; }
 tests=$(find_program gpu_tests) bench=$(find_program gpu_linear_bench)
 export LD_LIBRARY_PATH=$bin:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-}
 wanted() { case ,$only, in *,$1,*) return 0 ;; *) return 1 ;; esac }
 failed=() summary=()
-note() { summary+=("$(printf '%-22s %s' "$1" "$2")"); }
+note() { summary+=("$(printf '%-22s %s' "$1" "$2")"); echo "$SECONDS s: ${summary[-1]}"; }
 
-nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv,noheader | tee "$out/gpu.txt" || failed+=(nvidia-smi)
+nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv,noheader | tee "$logs/gpu.txt" || failed+=(nvidia-smi)
 
 if wanted tests; then
-  if "$tests" >"$out/tests.log" 2>&1; then note tests "$(grep -c '^\[       OK' "$out/tests.log") passed"
-  else failed+=(tests); note tests "FAILED: $(grep -m3 'Failure' -A12 "$out/tests.log" | head -30)"; fi
-  grep -E '^  (dense|smbd|stream|scratch|fused) ' "$out/tests.log" |
-    awk '{n[$1]+=$2; if ($NF>e[$1]) e[$1]=$NF} END {for (k in n) printf "  %-8s %5d cases, largest relative error %s\n", k, n[k], e[k]}' |
-    tee "$out/tests_summary.txt"
+  if "$tests" >"$logs/tests.log" 2>&1; then note tests "$(grep -c '^\[       OK' "$logs/tests.log") passed"
+  else failed+=(tests); note tests "FAILED: $(grep -m3 'Failure' -A12 "$logs/tests.log" | head -30)"; fi
+  grep -E '^  (dense|smbd|stream|scratch|fused) ' "$logs/tests.log" |
+    awk '{n[$1]+=$2; if ($NF+0>e[$1]+0) e[$1]=$NF} END {for (k in n) printf "  %-8s %5d cases, largest relative error %s\n", k, n[k], e[k]}' |
+    tee "$logs/tests_summary.txt"
 fi
 
 if wanted sanitizer; then
@@ -44,31 +46,32 @@ if wanted sanitizer; then
   # by means it does not model.
   for tool in memcheck racecheck synccheck; do
     if SPINFER_GPU_TEST_REDUCED=1 timeout 150 "$sanitizer" --tool "$tool" --error-exitcode 9 --kernel-name kernel_substring=spinfer \
-        "$tests" --gtest_filter="${SPINFER_SANITIZER_FILTER:-*:-*AllocationFailure*}" >"$out/$tool.log" 2>&1; then
-      note "$tool" "clean ($(grep -c '^\[       OK' "$out/$tool.log") tests)"
-    else failed+=("$tool"); note "$tool" "FAILED (status $?): $(grep -m2 '=========' "$out/$tool.log" | tail -1)"; fi
+        "$tests" --gtest_filter="${SPINFER_SANITIZER_FILTER:-*:-*AllocationFailure*}" >"$logs/$tool.log" 2>&1; then
+      note "$tool" "clean ($(grep -c '^\[       OK' "$logs/$tool.log") tests)"
+    else failed+=("$tool"); note "$tool" "FAILED (status $?): $(grep -m2 '=========' "$logs/$tool.log" | tail -1)"; fi
   done
 fi
 
 run_bench() {  # name, then arguments of gpu_linear_bench
   local name=$1; shift
-  if "$bench" "$@" --json "$out/$name.raw.json" --csv "$out/$name.csv" >"$out/$name.log" 2>&1; then
-    python3 - "$out/$name.raw.json" "$out/$name.json" "$commit" "gpu_linear_bench $*" "$(head -1 "$out/gpu.txt")" <<'PY' && rm "$out/$name.raw.json"
+  if "$bench" "$@" --json "$logs/$name.raw.json" --csv "$logs/$name.csv" >"$logs/$name.log" 2>&1; then
+    python3 - "$logs/$name.raw.json" "$out/$name.json" "$commit" "gpu_linear_bench $*" "$(head -1 "$logs/gpu.txt")" <<'PY' && rm "$logs/$name.raw.json"
 import json, sys
 raw, target, commit, command, smi = sys.argv[1:]
 report = json.load(open(raw))
 json.dump({"commit": commit, "command": command, "nvidia_smi": smi, **report}, open(target, "w"))
 PY
     note "bench $name" "done"
-  else failed+=("bench $name"); note "bench $name" "FAILED: $(tail -1 "$out/$name.log")"; fi
+  else failed+=("bench $name"); note "bench $name" "FAILED: $(tail -1 "$logs/$name.log")"; fi
 }
-if wanted decode; then run_bench decode --shapes large -N 1,8,16,32,64 --sparsity 0.4,0.5,0.6,0.7; fi
+if wanted large; then run_bench large --shapes large -N 1,8,16,32,64,128,256,512,1024,2048,4096 --sparsity 0.4,0.5,0.6,0.7; fi
 if wanted small; then run_bench small --shapes 4096x4096,5120x5120,4096x11008,11008x4096,8192x8192 -N 8,16,32 --sparsity 0.5,0.6,0.7; fi
-if wanted prefill; then run_bench prefill --shapes large -N 128,256,512,1024,2048,4096 --sparsity 0.5,0.6,0.7; fi
-if wanted baselines; then run_bench baselines --shapes 4096x4096,12288x12288,28672x8192,8192x28672 -N 8,16,32 --sparsity 0.5,0.6,0.7 --kernel smbd,auto; fi
+if wanted baselines; then run_bench baselines --shapes 4096x4096,12288x12288,28672x8192,8192x28672 -N 8,16,32 --sparsity 0.5,0.6 --kernel smbd,auto; fi
 if wanted paper; then run_bench paper --shapes paper -N 8,16,32 --sparsity 0.4,0.5,0.6,0.7 --kernel smbd,auto; fi
+if wanted cusparse; then run_bench cusparse --shapes 4096x4096,8192x8192 -N 8,16,32 --sparsity 0.5,0.7 --kernel cusparse,auto; fi
 if wanted fused; then run_bench fused_shapes --shapes fused -N 8,16,32 --sparsity 0.5,0.6,0.7; fi
 
+{
 echo; echo "== geometric mean of the speed-up over the better cuBLAS, by kernel, n and sparsity =="
 python3 - "$out" <<'PY'
 import glob, json, math, os, sys
@@ -80,9 +83,11 @@ for path in sorted(glob.glob(os.path.join(sys.argv[1], "*.json"))):
         worst = max(worst, r["rel_error"])
     print(f"{os.path.basename(path)}: largest relative error {worst:.1e}")
     for (kernel, n), by in sorted(groups.items()):
-        cells = "  ".join(f"{int(s * 100)}%: {math.exp(sum(map(math.log, v)) / len(v)):.3f}" for s, v in sorted(by.items()))
+        cells = "  ".join(f"{round(s * 100)}%: {math.exp(sum(map(math.log, v)) / len(v)):.3f}" for s, v in sorted(by.items()))
         print(f"  {kernel:14} n={n:<5} {cells}")
 PY
 echo; printf '%s\n' "${summary[@]}"
-if [ ${#failed[@]} -gt 0 ]; then echo "FAILED: ${failed[*]}"; exit 1; fi
-echo "all parts passed ($commit)"
+if [ ${#failed[@]} -gt 0 ]; then echo "FAILED: ${failed[*]}"; else echo "all parts passed ($commit)"; fi
+} | tee "$out/summary.txt"
+tar -C "$out" -czf "$out/logs.tar.gz" logs && rm -r "$logs"
+[ ${#failed[@]} -eq 0 ]

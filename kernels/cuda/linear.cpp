@@ -5,7 +5,10 @@
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/dense_linear.h"
+#include "kernels/cuda/spmm.h"
+#include "kernels/cuda/spmm_prefill.h"
 #include "kernels/cuda/spmm_smbd.h"
+#include "kernels/cuda/strip_stream_decode.h"
 
 namespace spinfer::cuda {
 namespace {
@@ -24,6 +27,26 @@ DenseArgs dense_args_of(const LinearArgs& args, const Half* dense) {
   return a;
 }
 
+/// `Linear::layout` of a CUDA weight is its strip streams, or null.
+const StripStream* streams_of(const Linear& w) {
+  return static_cast<const StripStream*>(w.layout);
+}
+
+void linear_stream(Context& context, const LinearArgs& args) {
+  const StripStream* streams = streams_of(args.w);
+  check(streams, "linear {}×{}: the weight has no strip streams", args.w.m, args.w.k);
+  SpmmArgs a{.w = *streams, .x = args.x, .n = args.n, .bias = args.w.bias, .act = args.act};
+  a.residual = args.residual;
+  a.y = args.y;
+  spmm_stream(context, a);
+}
+
+void linear_fused(Context& context, const LinearArgs& args) {
+  const StripStream* streams = streams_of(args.w);
+  check(streams, "linear {}×{}: the weight has no strip streams", args.w.m, args.w.k);
+  spmm_prefill(context, *streams, args);
+}
+
 constexpr size_t align_up(size_t bytes) {
   return (bytes + 255) / 256 * 256;
 }
@@ -31,21 +54,40 @@ constexpr size_t align_up(size_t bytes) {
 /// Decode the whole matrix to the workspace, then multiply: reads the packed bytes once, writes and reads
 /// 2·m·k more.
 void linear_scratch(Context& context, const LinearArgs& args) {
-  check(args.w.packed.bitmaps, "linear {}×{}: scratch prefill needs the canonical TCA-BME arrays", args.w.m,
+  const StripStream* streams = streams_of(args.w);
+  check(args.w.packed.bitmaps || streams, "linear {}×{}: the weight has no packed arrays", args.w.m,
         args.w.k);
   const size_t matrix_bytes = align_up(size_t(args.w.m) * size_t(args.w.k) * sizeof(Half));
   auto* scratch = static_cast<char*>(context.workspace(matrix_bytes + dense_scratch_bytes(args.w.m, args.n)));
   auto* dense = reinterpret_cast<Half*>(scratch);
-  decode_on_device(context, args.w.packed, 0, args.w.m, dense);
+  if (streams) {
+    decode_streams_on_device(context, streams->view, dense);
+  } else {
+    decode_on_device(context, args.w.packed, 0, args.w.m, dense);
+  }
   DenseArgs a = dense_args_of(args, dense);
   a.scratch = scratch + matrix_bytes;
   dense_linear(context, a);
 }
 
-/// The most workspace `linear` asks for with this weight, whatever n is: grown now, not during a graph
-/// capture.
+/// A weight whose rows TMA cannot read (k no multiple of 8) has x copied: room for this many tokens is
+/// reserved.
+constexpr int kReservedPrefillTokens = 1024;
+
+/// The most workspace `linear` asks for with this weight, whatever n is (but see kReservedPrefillTokens):
+/// grown now, not during a graph capture.
 void reserve_workspace(Context& context, const Linear& w) {
   size_t bytes = dense_scratch_bytes(w.m, INT32_MAX);
+  if (const StripStream* streams = streams_of(w)) {
+    bytes = std::max(bytes, spmm_workspace_bytes(*streams, context.facts()));
+    const LinearProblem prefill = problem_of(w, kDecodeTokens + 1);
+    if (can_run(LinearKernel::fused, prefill, context.facts())) {
+      bytes = std::max(bytes, prefill_workspace_bytes(context.facts()));
+      if (w.k % 8 != 0) bytes += size_t(kReservedPrefillTokens) * size_t(w.k + 8) * sizeof(Half);
+      context.workspace(bytes);
+      return;
+    }
+  }
   if (!w.is_dense()) {
     bytes += align_up(size_t(w.m) * size_t(w.k) * sizeof(Half));
     bytes = std::max(bytes, plan_smbd(w.m, w.k, kDecodeTokens, context.facts()).workspace_bytes);
@@ -73,21 +115,35 @@ LinearWeight prepare_dense(Context& context, const DenseMatrix& matrix) {
 }  // namespace
 
 LinearProblem problem_of(const Linear& weight, int n) {
-  return {
-      weight.m, weight.k, n, weight.is_dense(), weight.packed.bitmaps != nullptr, weight.layout != nullptr};
+  LinearProblem problem{weight.m, weight.k, n, weight.is_dense(), weight.packed.bitmaps != nullptr};
+  if (const StripStream* streams = streams_of(weight)) {
+    problem.streams = true;
+    problem.chunks = streams->view.shape.chunks;
+    problem.max_height = streams->view.max_height;
+  }
+  return problem;
 }
 
-LinearWeight prepare_packed(Context& context, DeviceTcaBme matrix, const Half* bias, PackedOptions) {
+LinearWeight prepare_packed(Context& context, DeviceTcaBme matrix, const Half* bias, PackedOptions options) {
   context.activate();
   LinearWeight weight;
   weight.view.m = matrix.view.m;
   weight.view.k = matrix.view.k;
-  weight.view.packed = matrix.view;
   weight.view.bias = bias;
   weight.nonzeros = matrix.view.nonzeros;
   weight.dense_bytes = 2 * matrix.view.m * matrix.view.k;
   weight.packed_bytes = weight.device_bytes = matrix.view.bytes();
-  weight.storage = std::move(matrix.storage);
+  const bool streams = kBuiltForHopper && context.facts().compute_capability == 90;
+  if (streams) {
+    auto layout = std::make_shared<StripStream>(make_strip_stream_on_device(context, matrix.view));
+    weight.device_bytes = layout->device_bytes;
+    weight.view.layout = layout.get();
+    weight.storage.push_back(std::move(layout));
+  }
+  if (!streams || options.keep_canonical) {
+    weight.view.packed = matrix.view;
+    for (auto& array : matrix.storage) weight.storage.push_back(std::move(array));
+  }
   reserve_workspace(context, weight.view);
   return weight;
 }
@@ -124,10 +180,10 @@ void linear_with(Context& context, const LinearArgs& args, LinearKernel kernel) 
     case LinearKernel::scratch:
       return linear_scratch(context, args);
     case LinearKernel::stream:
+      return linear_stream(context, args);
     case LinearKernel::fused:
-      break;
+      return linear_fused(context, args);
   }
-  fail("linear {}×{}: kernel {} is not available on this device", args.w.m, args.w.k, to_string(kernel));
 }
 
 void linear(DeviceContext& opaque, const LinearArgs& args) {

@@ -8,6 +8,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/bench_kernels.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/cusparse_baseline.h"
 #include "kernels/cuda/dense_linear.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/gpu_linear_bench.h"
@@ -92,6 +93,7 @@ class LinearBench {
           emit(time_sparse(options_.n[i], sparsity, kernel, dense_results[i]));
     }
     packed_.clear();
+    csr_.clear();
     dense_.clear();
   }
 
@@ -118,13 +120,16 @@ class LinearBench {
   /// Packed copies; the first belongs to what `reference_` holds, the rest have masks of their own.
   void make_packed(double sparsity) {
     packed_.clear();
+    csr_.clear();
     const auto source = context_.allocate_shared(size_t(2 * m_ * k_));
     int copies = 1;
     for (int i = 0; i < copies; ++i) {
       auto* values = static_cast<Half*>(source.get());
       fill_random_sparse(context_, values, m_, k_, sparsity, 0.05f, options_.seed + 1000 + i);
       packed_.push_back(prepare_packed(context_, encode_on_device(context_, values, m_, k_), nullptr,
-                                       {.keep_canonical = needs_canonical()}));
+                                       {.keep_canonical = asked_for("smbd")}));
+      // Dozens of times slower than the rest: two copies are cold enough.
+      if (asked_for("cusparse") && csr_.size() < 2) csr_.emplace_back(context_, values, m_, k_);
       copies = copies_for(packed_.front().packed_bytes, context_);
       if (i == 0) {
         reference_w_ = context_.allocate_shared(size_t(2 * m_ * k_));
@@ -134,9 +139,8 @@ class LinearBench {
     }
   }
 
-  bool needs_canonical() const {
-    return std::any_of(options_.kernels.begin(), options_.kernels.end(),
-                       [](const std::string& kernel) { return kernel == "smbd"; });
+  bool asked_for(const char* kernel) const {
+    return std::find(options_.kernels.begin(), options_.kernels.end(), kernel) != options_.kernels.end();
   }
 
   std::vector<double> time_batches(int copies, const std::function<void(int)>& launch) {
@@ -176,13 +180,15 @@ class LinearBench {
               context_.info().name);
         return kernel;
       }
-    throw UsageError(
-        fmt::format("bench kernel: unknown kernel {}: must be auto, smbd, stream, scratch or fused", name));
+    throw UsageError(fmt::format(
+        "bench kernel: unknown kernel {}: must be auto, smbd, stream, scratch, fused or cusparse", name));
   }
 
   GpuBenchRow time_sparse(int n, double sparsity, const std::string& name, const DenseResult& dense) {
-    const LinearKernel kernel = kernel_of(name, n);
+    const bool csr = name == "cusparse";
+    const LinearKernel kernel = csr ? LinearKernel::dense : kernel_of(name, n);
     const auto launch = [&](int i) {
+      if (csr) return csr_[size_t(i) % csr_.size()].multiply(x(), n, y());
       const LinearWeight& w = packed_[size_t(i) % packed_.size()];
       linear_with(context_, LinearArgs{.w = w.view, .x = x(), .n = n, .y = y()}, kernel);
     };
@@ -192,7 +198,7 @@ class LinearBench {
     row.n = n;
     row.sparsity = sparsity;
     row.kernel = name == "auto" ? fmt::format("auto:{}", to_string(kernel)) : name;
-    row.samples_us = time_batches(int(packed_.size()), launch);
+    row.samples_us = time_batches(int(csr ? csr_.size() : packed_.size()), launch);
     launch(0);
     row.rel_error =
         sampled_error(context_, static_cast<const Half*>(reference_w_.get()), x(), y(), m_, k_, n);
@@ -215,6 +221,7 @@ class LinearBench {
   std::shared_ptr<void> x_, y_, reference_w_;
   std::vector<std::shared_ptr<void>> dense_;
   std::vector<LinearWeight> packed_;
+  std::vector<CusparseWeight> csr_;
 };
 
 std::string driver_version() {

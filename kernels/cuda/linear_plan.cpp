@@ -4,6 +4,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/spmm_prefill.h"
 
 namespace spinfer::cuda {
 
@@ -23,16 +24,19 @@ std::string_view to_string(LinearKernel kernel) {
   return "?";
 }
 
-bool can_run(LinearKernel kernel, const LinearProblem& p, const GpuFacts&) {
+bool can_run(LinearKernel kernel, const LinearProblem& p, const GpuFacts& gpu) {
+  const bool hopper = kBuiltForHopper && gpu.compute_capability == 90;
   switch (kernel) {
     case LinearKernel::dense:
       return p.dense;
     case LinearKernel::smbd:
-    case LinearKernel::scratch:
       return !p.dense && p.canonical;
+    case LinearKernel::scratch:
+      return !p.dense && (p.canonical || p.streams);
     case LinearKernel::stream:
+      return hopper && p.streams && p.n <= kDecodeTokens;
     case LinearKernel::fused:
-      return false;
+      return hopper && p.streams && plan_prefill({p.m, p.k, p.chunks}, p.max_height, p.n, gpu).runs();
   }
   return false;
 }

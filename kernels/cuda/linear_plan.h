@@ -25,7 +25,16 @@ struct LinearProblem {
   bool dense = false;
   bool canonical = false;  ///< the TCA-BME arrays are on the device
   bool streams = false;    ///< the strip streams are
+  int chunks = 1;          ///< per strip, of the streams
+  int max_height = 0;      ///< of a chunk of the streams
 };
+
+/// False where this build has no sm_90a code.
+#ifdef SPINFER_SM90A
+inline constexpr bool kBuiltForHopper = true;
+#else
+inline constexpr bool kBuiltForHopper = false;
+#endif
 
 /// Where n ≤ 64 the weights' bytes decide, above the tensor cores do.
 inline constexpr int kDecodeTokens = 64;

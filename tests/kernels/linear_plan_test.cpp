@@ -5,7 +5,9 @@
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/dense_linear.h"
+#include "kernels/cuda/prefill_tile.h"
 #include "kernels/cuda/smbd_tile.h"
+#include "kernels/cuda/spmm_prefill.h"
 #include "kernels/cuda/spmm_smbd.h"
 
 namespace spinfer::cuda {
@@ -23,10 +25,12 @@ TEST(LinearPlan, EveryProblemHasAKernelThatCanRunIt) {
     for (const int64_t m : {16, 17, 64, 4096, 50272})
       for (const int64_t k : {16, 31, 4096, 50272})
         for (const int n : {1, 8, 64, 65, 256, 4096})
-          for (const int arrays : {1}) {
-            const bool hopper = facts.compute_capability == 90;
+          for (const int arrays : {1, 2, 3}) {
+            const bool hopper = kBuiltForHopper && facts.compute_capability == 90;
             if (!hopper && arrays != 1) continue;
-            const LinearProblem problem{m, k, n, false, (arrays & 1) != 0, (arrays & 2) != 0};
+            LinearProblem problem{m, k, n, false, (arrays & 1) != 0, (arrays & 2) != 0};
+            problem.chunks = (StripShape{m, k, 1}.blocks() + 4) / 5;
+            problem.max_height = 5 * 8;
             const LinearKernel kernel = choose_linear_kernel(problem, facts);
             EXPECT_TRUE(can_run(kernel, problem, facts))
                 << to_string(kernel) << " " << m << "×" << k << " n=" << n << " arrays " << arrays;
@@ -67,6 +71,55 @@ TEST(SmbdTile, AFullTileAtAnyAlignmentFits) {
   for (int misalignment = 0; misalignment < 8; ++misalignment) {
     const int copied = (misalignment + kFull + 7) / 8 * 8;
     EXPECT_LE(size_t(copied) * 2, sizeof(SmbdStage<8>::values));
+  }
+}
+
+TEST(LinearPlan, ChunksTooHighForTheFusedKernelAreScratched) {
+  LinearProblem problem{4096, 4096, 256, false, false, true};
+  problem.chunks = 64;
+  problem.max_height = 100000;
+  EXPECT_FALSE(can_run(LinearKernel::fused, problem, GpuFacts{}));
+  EXPECT_EQ(choose_linear_kernel(problem, GpuFacts{}), LinearKernel::scratch);
+}
+
+/// A cut as plan_strip_layout makes it, about: chunks of `blocks` blocks, the highest stream 5 deviations
+/// over the mean.
+struct Cut {
+  int blocks;
+  int height;
+};
+
+TEST(PrefillPlan, DealsEveryChunkOfEveryTileOnce) {
+  for (const int64_t m : {16, 300, 4096, 28672, 50272})
+    for (const int64_t k : {16, 4096, 28672, 50272})
+      for (const int n : {65, 100, 128, 129, 257, 512, 2048, 4096})
+        for (const Cut cut : {Cut{1, 16}, {5, 60}, {8, 88}, {12, 92}}) {
+          const int blocks = StripShape{m, k, 1}.blocks();
+          const StripShape shape{m, k, (blocks + cut.blocks - 1) / cut.blocks};
+          const PrefillPlan plan = plan_prefill(shape, cut.height, n, GpuFacts{});
+          SCOPED_TRACE(plan.to_string());
+          ASSERT_TRUE(plan.runs());
+          EXPECT_GE(int64_t(plan.tiles_m) * kPrefillClusterRows, m);
+          EXPECT_GE(plan.tiles_n * plan.n_tile, n);
+          EXPECT_LT((plan.tiles_n - 1) * plan.n_tile, n);
+          EXPECT_EQ(plan.whole_tiles + plan.stream_tiles, plan.tiles_m * plan.tiles_n);
+          EXPECT_EQ(plan.whole_tiles % plan.clusters, 0);
+          EXPECT_LE(plan.clusters, 66);
+          // A cluster without a unit would own no tile's first chunk, but be waited for.
+          if (plan.stream_tiles > 0) {
+            EXPECT_GE(plan.stream_tiles * shape.chunks, plan.clusters);
+          }
+          EXPECT_LE(plan.shared_bytes, GpuFacts{}.shared_per_block);
+          EXPECT_GE(plan.stages, 2);
+          EXPECT_LE(plan.workspace_bytes, prefill_workspace_bytes(GpuFacts{}));
+          EXPECT_LE(plan.clusters * kPrefillClusterGroups, Context::kFlags);
+        }
+}
+
+TEST(PrefillPlan, FullyDenseChunksFit) {
+  for (int blocks = 1; blocks <= 3; ++blocks) {
+    const StripShape shape{4096, 4096, 64 / blocks + 1};
+    EXPECT_TRUE(plan_prefill(shape, max_chunk_height(shape.max_chunk_blocks()), 256, GpuFacts{}).runs());
   }
 }
 
