@@ -78,18 +78,12 @@ constexpr int kReservedPrefillTokens = 1024;
 /// grown now, not during a graph capture.
 void reserve_workspace(Context& context, const Linear& w) {
   size_t bytes = dense_scratch_bytes(w.m, INT32_MAX);
+  if (!w.is_dense()) bytes += align_up(size_t(w.m) * size_t(w.k) * sizeof(Half));
   if (const StripStream* streams = streams_of(w)) {
     bytes = std::max(bytes, spmm_workspace_bytes(*streams, context.facts()));
-    const LinearProblem prefill = problem_of(w, kDecodeTokens + 1);
-    if (can_run(LinearKernel::fused, prefill, context.facts())) {
-      bytes = std::max(bytes, prefill_workspace_bytes(context.facts()));
-      if (w.k % 8 != 0) bytes += size_t(kReservedPrefillTokens) * size_t(w.k + 8) * sizeof(Half);
-      context.workspace(bytes);
-      return;
-    }
-  }
-  if (!w.is_dense()) {
-    bytes += align_up(size_t(w.m) * size_t(w.k) * sizeof(Half));
+    const size_t copy = w.k % 8 ? size_t(kReservedPrefillTokens) * size_t(w.k + 8) * sizeof(Half) : 0;
+    bytes = std::max(bytes, prefill_workspace_bytes(context.facts()) + copy);
+  } else if (!w.is_dense()) {
     bytes = std::max(bytes, plan_smbd(w.m, w.k, kDecodeTokens, context.facts()).workspace_bytes);
   }
   context.workspace(bytes);

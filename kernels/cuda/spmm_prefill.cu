@@ -42,6 +42,7 @@
 #include "kernels/cuda/ptx_cluster.cuh"
 #include "kernels/cuda/spmm.h"
 #include "kernels/cuda/spmm_prefill.h"
+#include "kernels/cuda/tensor_map.h"
 
 namespace spinfer::cuda {
 namespace {
@@ -410,7 +411,8 @@ class Consumer {
     if (first_half_ && (chunk_blocks_ == 0 || past_first_half())) release_half(0);
     if (chunk_blocks_ == 0) close_chunk();
     ptx::barrier_wait(map_.x_full(ring_.stage), ring_.phase);
-    const uint64_t x = ptx::swizzled_operand(map_.x + uint32_t(ring_.stage * prefill_stage_bytes(kN)));
+    const uint64_t x =
+        ptx::swizzled_operand(ptx::operand_address(map_.x + uint32_t(ring_.stage * prefill_stage_bytes(kN))));
     ptx::wgmma_fence();
 #pragma unroll
     for (int t = 0; t < 4; ++t)
@@ -638,30 +640,6 @@ __global__ void pad_rows_kernel(const __half* x, int64_t k, int64_t padded_k, __
   if (col < padded_k) out[row * padded_k + col] = col < k ? x[row * k + col] : __ushort_as_half(0);
 }
 
-/// cuTensorMapEncodeTiled through the runtime: no link against libcuda.
-CUtensorMap encode_x_map(const void* x, int64_t k, int n, int box_tokens) {
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found;
-#if CUDART_VERSION >= 12050
-  SPINFER_CUDA_CHECK(
-      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
-#else
-  SPINFER_CUDA_CHECK(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &entry, cudaEnableDefault, &found));
-#endif
-  check(found == cudaDriverEntryPointSuccess,
-        "the CUDA driver has no cuTensorMapEncodeTiled: it is older than 12.0");
-  const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry);
-  CUtensorMap map;
-  const cuuint64_t sizes[] = {cuuint64_t(k), cuuint64_t(n)}, strides[] = {cuuint64_t(k) * sizeof(Half)};
-  const cuuint32_t box[] = {kBlockColumns, cuuint32_t(box_tokens)}, steps[] = {1, 1};
-  const CUresult status =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<void*>(x), sizes, strides, box, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  check(status == CUDA_SUCCESS, "cuTensorMapEncodeTiled: x [{}][{}] at {}: error {}", n, k, x, int(status));
-  return map;
-}
-
 template <int kN>
 void launch(const PrefillPlan& plan, const PrefillParams& params, const CUtensorMap& x, cudaStream_t stream) {
   SPINFER_CUDA_CHECK(cudaFuncSetAttribute(prefill_kernel<kN>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -693,9 +671,9 @@ void spmm_prefill(Context& context, const StripStream& w, const LinearArgs& args
   const size_t partial_bytes = (plan.workspace_bytes + 255) / 256 * 256;
   auto* scratch = static_cast<char*>(
       context.workspace(partial_bytes + (pad ? size_t(padded_k) * size_t(args.n) * sizeof(Half) : 0)));
-  const void* x = args.x;
+  const Half* x = args.x;
   if (pad) {
-    x = scratch + partial_bytes;
+    x = reinterpret_cast<const Half*>(scratch + partial_bytes);
     pad_rows_kernel<<<dim3(unsigned(args.n), unsigned((padded_k + 255) / 256)), 256, 0, context.stream()>>>(
         reinterpret_cast<const __half*>(args.x), shape.k, padded_k,
         reinterpret_cast<__half*>(scratch + partial_bytes));
@@ -722,7 +700,10 @@ void spmm_prefill(Context& context, const StripStream& w, const LinearArgs& args
   params.flags = context.flags();
   params.y = reinterpret_cast<__half*>(args.y);
   params.epilogue = epilogue_of(args);
-  const CUtensorMap map = encode_x_map(x, padded_k, args.n, plan.n_tile / kPrefillClusterBlocks);
+  CUtensorMap map{};
+  const bool readable =
+      make_activation_map(map, x, args.n, padded_k, kBlockColumns, plan.n_tile / kPrefillClusterBlocks);
+  check(readable, "prefill {}×{}: the copy of x cannot be read by TMA", shape.m, shape.k);
   if (plan.n_tile == 128) {
     launch<128>(plan, params, map, context.stream());
   } else {

@@ -10,8 +10,8 @@
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/prefill_decoder.cuh"
 #include "kernels/cuda/ptx.cuh"
-#include "kernels/cuda/strip_decoder.cuh"
 #include "kernels/cuda/strip_stream_decode.h"
 
 #include <cuda_fp16.h>
@@ -80,7 +80,7 @@ __device__ void write_block(const DecodeParams& p, const uint16_t* turned, int64
 __global__ void __launch_bounds__(kWarps * 32) decode_streams_kernel(const DecodeParams p) {
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ uint32_t table[16];
-  fill_nibble_table(table, int(threadIdx.x));
+  if (threadIdx.x < 16) table[threadIdx.x] = nibble_selectors(threadIdx.x);
   __syncthreads();  // the table is complete
   const int64_t entry = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (entry >= p.w.shape.entries()) return;
@@ -90,9 +90,8 @@ __global__ void __launch_bounds__(kWarps * 32) decode_streams_kernel(const Decod
   auto* turned = reinterpret_cast<uint16_t*>(slot + p.chunk_bytes);
   fetch(p, entry, blocks, slot);
 
-  StripDecoder decoder{};
-  decoder.table = ptx::shared_address(table);
-  decoder.column = ptx::shared_address(slot) + uint32_t(unfolded_chunk_bytes(blocks, 0)) + slot[lane] * 4u;
+  BlockDecoder decoder(ptx::shared_address(table));
+  decoder.begin(ptx::shared_address(slot) + uint32_t(unfolded_chunk_bytes(blocks, 0)) + slot[lane] * 4u);
   const auto* masks = reinterpret_cast<const uint32_t*>(slot + kChunkRankBytes) + lane;
   const int64_t top = entry / p.w.shape.chunks * kStripRows;
   for (int block = 0; block < blocks; ++block) {

@@ -73,7 +73,7 @@ class LinearGpu : public testing::Test {
     std::vector<LinearKernel> kernels;
     for (const LinearKernel kernel : {LinearKernel::dense, LinearKernel::smbd, LinearKernel::stream,
                                       LinearKernel::scratch, LinearKernel::fused})
-      if (kernel != LinearKernel::stream && can_run(kernel, problem_of(w, n), context_->facts())) kernels.push_back(kernel);
+      if (can_run(kernel, problem_of(w, n), context_->facts())) kernels.push_back(kernel);
     return kernels;
   }
 
