@@ -20,10 +20,10 @@ grep -h 'CUDA backend' build/quickstart.log || true
 cmake --build --preset release --target spinfer
 
 say "text from the bundled demo model: LLaMA, 4.7 M parameters, half of its linear weights pruned away"
-echo "\$ build/spinfer generate -m $model -p \"$prompt\" -n 120 --seed 4 --baseline dense"
+echo "\$ build/spinfer generate -m $model -p \"$prompt\" -n 100 --temp 0.7 --seed 1 --baseline dense"
 echo
 printf '%s' "$prompt"
-build/spinfer generate -m "$model" -p "$prompt" -n 120 --seed 4 --baseline dense --report
+build/spinfer generate -m "$model" -p "$prompt" -n 100 --temp 0.7 --seed 1 --baseline dense
 
 say "the same measurement on a larger model: OPT-125M with random weights, 60 % of them zero"
 echo "\$ build/spinfer bench latency --config configs/models/opt-125m.json --sparsity 0.6 --baseline dense \\"

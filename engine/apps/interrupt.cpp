@@ -11,23 +11,27 @@ namespace spinfer {
 namespace {
 // The one piece of process-wide state: a signal is process-wide.
 std::atomic<bool> interrupt_seen{false};
+std::atomic<int> grace_seconds{2};
 }  // namespace
 
-void watch_interrupts(double grace_seconds) {
+void watch_interrupts() {
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGINT);
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  std::thread([set, grace_seconds] {
+  std::thread([set] {
     int signal = 0;
     sigwait(&set, &signal);
     interrupt_seen = true;
-    const timespec grace{time_t(grace_seconds), long((grace_seconds - double(time_t(grace_seconds))) * 1e9)};
-    sigtimedwait(&set, nullptr, &grace);  // a second SIGINT, or the end of the grace period
+    const timespec grace{.tv_sec = grace_seconds, .tv_nsec = 0};
+    sigtimedwait(&set, nullptr, &grace);
     _exit(kExitInterrupted);
   }).detach();
 }
 
+void set_interrupt_grace(int seconds) {
+  grace_seconds = seconds;
+}
 bool interrupted() {
   return interrupt_seen;
 }

@@ -15,8 +15,10 @@ class Interrupted : public std::runtime_error {
 };
 
 /// Blocks SIGINT in all threads and waits for it in one of its own. Call once, before other threads start. A
-/// second SIGINT, or `grace` seconds after the first, ends the process at once with status 130.
-void watch_interrupts(double grace_seconds = 2.0);
+/// second SIGINT, or the end of the grace period after the first, ends the process at once with status 130.
+void watch_interrupts();
+/// 2 seconds at first. Work that must clean up after itself asks for more: it polls, if not always soon.
+void set_interrupt_grace(int seconds);
 bool interrupted();
 void stop_if_interrupted();
 

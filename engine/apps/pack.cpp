@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/apps/command.h"
+#include "engine/apps/interrupt.h"
 #include "engine/apps/options.h"
 #include "engine/apps/output.h"
 #include "engine/apps/progress.h"
@@ -15,6 +16,10 @@
 
 namespace spinfer {
 namespace {
+
+/// A large matrix or a slow disk may take a while between two looks at SIGINT, and no half-written directory
+/// may stay.
+constexpr int kInterruptGrace = 60;
 
 /// Says what the new directory holds.
 void print_result(const std::string& out, double min_sparsity, bool json, ThreadPool& pool) {
@@ -72,6 +77,7 @@ void add_pack(CLI::App& app) {
       app.add_subcommand("pack", "pruned Hugging Face directory → packed directory (TCA-BME)");
   add_output_flags(*command, *flags);
   command->callback([flags] {
+    set_interrupt_grace(kInterruptGrace);
     ThreadPool pool(flags->common.threads);
     {
       ProgressBar bar("packing", ProgressUnit::bytes);
@@ -105,6 +111,7 @@ void add_prune(CLI::App& app) {
   command->add_flag("--dense-output", flags->dense_output,
                     "write dense safetensors (zeros included) others can read");
   command->callback([flags] {
+    set_interrupt_grace(kInterruptGrace);
     ThreadPool pool(flags->pack.common.threads);
     PruneOptions options;
     options.sparsity = flags->sparsity;

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import struct
 import subprocess
@@ -48,8 +49,8 @@ class Interrupt(program.ProgramTest):
         self.assertEqual(status, 130)
 
     def test_loading(self):
-        config = ROOT / "configs" / "models" / "opt-2.7b.json"
-        status, seconds = self.interrupt("bench", "latency", "--config", config, when=self.after(0.3))
+        config = ROOT / "configs" / "models" / "opt-1.3b.json"
+        status, seconds = self.interrupt("bench", "latency", "--config", config, "-t", 1, when=self.after(0.3))
         self.assertEqual(status, 130)
         self.assertLess(seconds, 5)
 
@@ -93,6 +94,34 @@ class Interrupt(program.ProgramTest):
             self.assertEqual(status, 130)
             self.assertLess(seconds, 5)
             self.assertEqual(os.listdir(self.tmp), ["large"])
+
+
+class Terminal(program.ProgramTest):
+    def test_progress_bars_only_there_and_erased(self):
+        master, slave = pty.openpty()
+        try:
+            arguments = command("prune", "-m", LLAMA, "-o", self.tmp / "out", "--json")
+            done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=slave, timeout=60)
+            os.close(slave)
+            slave = None
+            shown = b""
+            while chunk := self.read(master):
+                shown += chunk
+        finally:
+            os.close(master)
+            if slave is not None:
+                os.close(slave)
+        self.assertEqual(done.returncode, 0)
+        json.loads(done.stdout)
+        self.assertIn(b"pruning [", shown)
+        self.assertIn(b"100%", shown)
+        self.assertTrue(shown.endswith(b"\r\x1b[K"), shown[-40:])
+
+    def read(self, master):
+        try:
+            return os.read(master, 4096)
+        except OSError:  # nobody holds the other end any more
+            return b""
 
 
 class ClosedPipe(program.ProgramTest):
