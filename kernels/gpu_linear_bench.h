@@ -66,5 +66,7 @@ GpuBenchReport run_gpu_linear_bench(const GpuBenchOptions& options,
 /// lines.
 std::string to_json(const GpuBenchReport& report, bool rows_only);
 std::string to_csv(const GpuBenchReport& report);
+/// Lines for people, a header first.
+std::string to_table(const GpuBenchReport& report);
 
 }  // namespace spinfer

@@ -25,6 +25,7 @@ struct KernelFlags {
   std::vector<double> sparsities = {0.5, 0.6};
   int64_t cold_bytes = 0;
   std::string csv;
+  std::vector<std::string> kernels = {"auto"};  ///< GPU only
 };
 
 std::vector<LinearShape> parse_shapes(const std::string& text) {
@@ -139,7 +140,32 @@ std::string table_of(const std::vector<Row>& rows) {
   return table;
 }
 
+/// The GPU measures with graphs and device memory of its own, and against cuBLAS.
+void run_gpu_kernel_bench(const KernelFlags& flags) {
+  GpuBenchOptions options;
+  for (const LinearShape& shape : parse_shapes(flags.shapes)) options.shapes.push_back({shape.m, shape.k});
+  options.n = flags.tokens;
+  options.sparsities = flags.sparsities;
+  options.kernels = flags.kernels;
+  options.seed = flags.common.seed.value_or(options.seed);
+  const GpuBenchReport report = run_gpu_linear_bench(options, [](const GpuBenchRow& r) {
+    stop_if_interrupted();
+    fmt::print(stderr, "bench kernel: {}x{}, {} tokens, {:.0f} % zeros, {}: {:.2f} us, {:.2f}x\n", r.m, r.k,
+               r.n, r.sparsity * 100, r.kernel, r.us, r.speedup);
+  });
+  if (!flags.csv.empty()) {
+    std::ofstream file(flags.csv);
+    file << to_csv(report);
+    file.close();
+    check(!file.fail(), "{}: cannot be written", flags.csv);
+  }
+  print_out(flags.common.json ? to_json(report, true) + "\n" : to_table(report));
+}
+
 void run_kernel_bench(const KernelFlags& flags) {
+  if (flags.common.device == "cuda") return run_gpu_kernel_bench(flags);
+  if (flags.kernels != std::vector<std::string>{"auto"})
+    throw UsageError("--kernel: only with --device cuda; the CPU has one kernel");
   const auto shapes = parse_shapes(flags.shapes);
   (void)flags.common.engine_options();  // sets the log level
   const Backend& backend = select_backend(flags.common.device);
@@ -179,6 +205,13 @@ void add_bench_kernel(CLI::App& bench) {
       ->add_option("--cold-bytes", flags->cold_bytes,
                    "CPU: bytes of weights to rotate through; 0 = four times the last-level cache")
       ->check(whole_number_in(0, int64_t{1} << 40));
+  command
+      ->add_option("--kernel", flags->kernels,
+                   "on a GPU: auto, smbd (the published algorithm), stream, scratch, fused, cusparse; "
+                   "several give rows each")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"auto", "smbd", "stream", "scratch", "fused", "cusparse"}))
+      ->capture_default_str();
   command->add_option("--csv", flags->csv, "also write the rows to this file");
   command->callback([flags] { run_kernel_bench(*flags); });
 }

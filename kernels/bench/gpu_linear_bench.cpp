@@ -61,4 +61,17 @@ std::string to_csv(const GpuBenchReport& report) {
   return csv;
 }
 
+std::string to_table(const GpuBenchReport& report) {
+  std::string table = fmt::format(
+      "{}, {}, {:.0f} GB/s read\n{:>14} {:>5} {:>6} {:<14} {:>10} {:>10} {:>8} {:>8} {:>6} {:>9}\n",
+      report.gpu, report.driver, report.read_gbps, "MxK", "N", "zeros", "kernel", "us", "cuBLAS us",
+      "speedup", "GB/s", "floor", "error");
+  for (const GpuBenchRow& r : report.rows)
+    table += fmt::format(
+        "{:>14} {:>5} {:>5.0f}% {:<14} {:>10.2f} {:>10.2f} {:>7.2f}x {:>8.0f} {:>5.0f}% {:>9.1e}\n",
+        fmt::format("{}x{}", r.m, r.k), r.n, r.sparsity * 100, r.kernel, r.us, r.dense_us, r.speedup, r.gbps,
+        r.floor_pct, r.rel_error);
+  return table;
+}
+
 }  // namespace spinfer
