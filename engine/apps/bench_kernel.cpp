@@ -41,7 +41,7 @@ std::vector<LinearShape> parse_shapes(const std::string& text) {
     const auto k = split ? std::from_chars(m.ptr + 1, last, shape.k) : m;
     if (!split || k.ec != std::errc() || k.ptr != last || shape.m < 1 || shape.k < 1 || shape.m > 1 << 20 ||
         shape.k > 1 << 20) {
-      throw UsageError(fmt::format("--shapes: '{}' is not MxK with sizes 1…1048576, nor 'paper'", item));
+      throw UsageError(fmt::format("--shapes: '{}' is not MxK with sizes 1..1048576, nor 'paper'", item));
     }
     shapes.push_back(shape);
     begin = end + 1;
@@ -199,7 +199,7 @@ void add_bench_kernel(CLI::App& bench) {
       ->capture_default_str();
   command->add_option("--sparsity", flags->sparsities, "shares of zeros: 0.5,0.6")
       ->delimiter(',')
-      ->check(number_in(0, 1, "0…1"))
+      ->check(number_in(0, 1, "0..1"))
       ->capture_default_str();
   command
       ->add_option("--cold-bytes", flags->cold_bytes,

@@ -96,7 +96,7 @@ void add_bench_latency(CLI::App& bench) {
   command->add_option("--config", flags->config,
                       "config.json of a model to fill with random weights, instead of -m");
   command->add_option("--sparsity", flags->sparsity, "zeros in random weights")
-      ->check(number_in(0, 1, "0…1"))
+      ->check(number_in(0, 1, "0..1"))
       ->capture_default_str();
   command->add_option("--input-len", flags->input_len, "prompt tokens of each request")
       ->check(count)

@@ -153,10 +153,10 @@ void add_inspect(CLI::App& app) {
   command->add_option("--config", flags->config, "a config.json instead of -m, its linears assumed sparse")
       ->check(not_empty());
   command->add_option("--sparsity", flags->sparsity, "what is assumed with --config")
-      ->check(number_in(0, 1, "0…1"))
+      ->check(number_in(0, 1, "0..1"))
       ->capture_default_str();
   command->add_option("--min-sparsity", flags->min_sparsity, "linears with fewer zeros stay dense")
-      ->check(number_in(0, 1, "0…1"))
+      ->check(number_in(0, 1, "0..1"))
       ->capture_default_str();
   command->add_flag("--plan", flags->plan,
                     "what a run would need of each GPU, sparse and dense, without loading");

@@ -27,7 +27,7 @@ CLI::Validator number_in(double low, double high, const std::string& range, bool
 }
 
 CLI::Validator whole_number_in(int64_t low, int64_t high) {
-  const std::string range = fmt::format("{}…{}", low, high);
+  const std::string range = fmt::format("{}..{}", low, high);
   return CLI::Validator(
       [=](std::string& text) -> std::string {
         int64_t value = 0;
@@ -54,6 +54,7 @@ void CommonFlags::add_to(CLI::App& command, Model requirement) {
       command.add_option("-m,--model", model, "model directory (Hugging Face layout, dense or packed)")
           ->check(not_empty());
   if (requirement == Model::required) option->required();
+  command.option_defaults()->group("Common options");  // shown after the command's own
   command.add_option("--device", device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
@@ -70,6 +71,7 @@ void CommonFlags::add_to(CLI::App& command, Model requirement) {
       ->capture_default_str();
   command.add_flag("--json", json, "print one JSON document on stdout and nothing else");
   command.add_flag("--deterministic", deterministic, "same tokens whatever else is in the batch");
+  command.option_defaults()->group("Options");
 }
 
 EngineOptions CommonFlags::engine_options() const {
@@ -85,6 +87,7 @@ EngineOptions CommonFlags::engine_options() const {
 }
 
 void CapacityFlags::add_to(CLI::App& command) {
+  command.option_defaults()->group("Capacity options");
   const auto positive = whole_number_in(1, 1 << 20);
   command.add_option("--max-num-seqs", max_num_seqs, "requests running at once")
       ->check(positive)
@@ -105,6 +108,7 @@ void CapacityFlags::add_to(CLI::App& command) {
       ->check(CLI::IsMember({16}))
       ->capture_default_str();
   command.add_flag("--no-prefix-caching", no_prefix_caching, "do not share blocks of equal prefixes");
+  command.option_defaults()->group("Options");
 }
 
 void CapacityFlags::apply(EngineOptions& options) const {

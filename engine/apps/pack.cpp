@@ -65,7 +65,7 @@ void add_output_flags(CLI::App& command, PackFlags& flags) {
   flags.common.add_to(command, CommonFlags::Model::required);
   command.add_option("-o,--output", flags.out, "directory to write; must not exist or be empty")->required();
   command.add_option("--min-sparsity", flags.min_sparsity, "linears with fewer zeros stay dense")
-      ->check(number_in(0, 1, "0…1"))
+      ->check(number_in(0, 1, "0..1"))
       ->capture_default_str();
 }
 
@@ -106,7 +106,7 @@ void add_prune(CLI::App& app) {
       ->check(CLI::IsMember({"row", "layer"}))
       ->capture_default_str();
   command->add_option("--sparsity", flags->sparsity, "share of zeros")
-      ->check(number_in(0, 1, "0…1"))
+      ->check(number_in(0, 1, "0..1"))
       ->capture_default_str();
   command->add_flag("--dense-output", flags->dense_output,
                     "write dense safetensors (zeros included) others can read");

@@ -10,7 +10,7 @@ void SamplingFlags::add_to(CLI::App& command) {
       ->check(whole_number_in(1, 1 << 24))
       ->capture_default_str();
   command.add_option("--temp,--temperature", temperature, "0 = greedy")
-      ->check(number_in(0, 100, "0…100"))
+      ->check(number_in(0, 100, "0..100"))
       ->capture_default_str();
   command.add_option("--top-k", top_k, "0 = off")->check(whole_number_in(0, 1 << 24))->capture_default_str();
   command.add_option("--top-p", top_p, "1 = off")
@@ -21,7 +21,8 @@ void SamplingFlags::add_to(CLI::App& command) {
       ->check(number_in(0, 1000, "(0, 1000]", true))
       ->capture_default_str();
   command.add_option("--stop", stop, "end before this text; may be given several times")
-      ->allow_extra_args(false);
+      ->allow_extra_args(false)
+      ->type_name("TEXT");
   command.add_flag("--ignore-eos", ignore_eos, "go on past the end-of-text token");
   command.add_option("--logprobs", logprobs, "log-probability of each token and of this many alternatives")
       ->check(whole_number_in(0, 100));

@@ -65,7 +65,7 @@ class ProgramTest(unittest.TestCase):
 
     def refused(self, status, arguments, *, says=(), stdin=b""):
         """Exit status (1 or 2; None: either), no stdout, exactly one line on stderr holding all of `says`."""
-        done = self.run_program(*arguments, stdin=stdin, timeout=20)
+        done = self.run_program(*arguments, stdin=stdin)
         text = done.stderr.decode("utf-8")
         shown = f"{' '.join(map(str, arguments))}\n-> {done.returncode}: {text}"
         if status is None:
