@@ -49,40 +49,20 @@ std::vector<LinearShape> parse_shapes(const std::string& text) {
   return shapes;
 }
 
-/// The columns that both backends' benchmarks have.
-struct Row {
-  int64_t m, k;
-  int n;
-  double sparsity, us, dense_us, speedup, gbps, floor_pct, rel_error;
-};
-
-template <class BackendRow>
-Row common_columns(const BackendRow& r) {
-  return {r.m, r.k, r.n, r.sparsity, r.us, r.dense_us, r.speedup, r.gbps, r.floor_pct, r.rel_error};
-}
-
+/// The same results three times over.
 struct BenchResult {
-  std::vector<Row> rows;
   nlohmann::json document;
+  std::string csv;
+  std::string table;
 };
 
-BenchResult bench_cpu(const KernelFlags& flags, const std::vector<LinearShape>& shapes) {
-  LinearBenchOptions options;
-  options.shapes = shapes;
-  options.tokens = flags.tokens;
-  options.sparsities = flags.sparsities;
-  options.cold_bytes = flags.cold_bytes;
-  options.seed = flags.common.seed.value_or(options.seed);
-  ProgressBar bar("bench kernel", ProgressUnit::items);
-  int64_t done = 0;
-  const auto total = int64_t(shapes.size() * flags.sparsities.size() * (flags.tokens.size() + 1));
-  options.progress = [&](const std::string&) {
-    stop_if_interrupted();
-    bar.update(done++, total);
-  };
-  BenchResult result{{}, nlohmann::json::array()};
-  for (const LinearBenchRow& r : bench_linear(cpu_backend(), {.threads = flags.common.threads}, options)) {
-    result.rows.push_back(common_columns(r));
+BenchResult result_of(const std::vector<LinearBenchRow>& rows) {
+  BenchResult result;
+  result.document = nlohmann::json::array();
+  result.csv = "m,k,n,sparsity,us,dense_us,speedup,gbps,floor_pct,rel_error\n";
+  result.table = fmt::format("{:>14} {:>5} {:>8} {:>10} {:>10} {:>8} {:>8} {:>7} {:>9}\n", "MxK", "N",
+                             "zeros", "sparse us", "dense us", "speedup", "GB/s", "floor", "error");
+  for (const LinearBenchRow& r : rows) {
     result.document.push_back({{"m", r.m},
                                {"k", r.k},
                                {"n", r.n},
@@ -98,74 +78,55 @@ BenchResult bench_cpu(const KernelFlags& flags, const std::vector<LinearShape>& 
                                {"us_batches", r.us_batches},
                                {"dense_us_batches", r.dense_us_batches},
                                {"read_gbps_batches", r.read_gbps_batches}});
+    result.csv += fmt::format("{},{},{},{},{:.3f},{:.3f},{:.4f},{:.2f},{:.2f},{:.3e}\n", r.m, r.k, r.n,
+                              r.sparsity, r.us, r.dense_us, r.speedup, r.gbps, r.floor_pct, r.rel_error);
+    result.table +=
+        fmt::format("{:>14} {:>5} {:>7.0f}% {:>10.1f} {:>10.1f} {:>7.2f}x {:>8.1f} {:>6.0f}% {:>9.1e}\n",
+                    fmt::format("{}x{}", r.m, r.k), r.n, r.sparsity * 100, r.us, r.dense_us, r.speedup,
+                    r.gbps, r.floor_pct, r.rel_error);
   }
   return result;
 }
 
+BenchResult bench_cpu(const KernelFlags& flags, const std::vector<LinearShape>& shapes) {
+  if (flags.kernels != std::vector<std::string>{"auto"})
+    throw UsageError("--kernel: only with --device cuda; the CPU has one kernel");
+  LinearBenchOptions options;
+  options.shapes = shapes;
+  options.tokens = flags.tokens;
+  options.sparsities = flags.sparsities;
+  options.cold_bytes = flags.cold_bytes;
+  options.seed = flags.common.seed.value_or(options.seed);
+  ProgressBar bar("bench kernel", ProgressUnit::items);
+  int64_t done = 0;
+  const auto total = int64_t(shapes.size() * flags.sparsities.size() * (flags.tokens.size() + 1));
+  options.progress = [&](const std::string&) {
+    stop_if_interrupted();
+    bar.update(done++, total);
+  };
+  return result_of(bench_linear(cpu_backend(), {.threads = flags.common.threads}, options));
+}
+
+/// The GPU measures with graphs and device memory of its own, and against cuBLAS.
 BenchResult bench_gpu(const KernelFlags& flags, const std::vector<LinearShape>& shapes) {
   GpuBenchOptions options;
   for (const LinearShape& shape : shapes) options.shapes.push_back({shape.m, shape.k});
   options.n = flags.tokens;
   options.sparsities = flags.sparsities;
+  options.kernels = flags.kernels;
   options.seed = flags.common.seed.value_or(options.seed);
   ProgressBar bar("bench kernel", ProgressUnit::items);
   int64_t done = 0;
-  const auto total = int64_t(shapes.size() * flags.sparsities.size() * flags.tokens.size());
+  const auto total =
+      int64_t(shapes.size() * flags.sparsities.size() * flags.tokens.size() * flags.kernels.size());
   const GpuBenchReport report = run_gpu_linear_bench(options, [&](const GpuBenchRow&) {
     stop_if_interrupted();
     bar.update(++done, total);
   });
-  BenchResult result{{}, nlohmann::json::parse(to_json(report, true))};
-  for (const GpuBenchRow& row : report.rows) result.rows.push_back(common_columns(row));
-  return result;
-}
-
-std::string csv_lines(const std::vector<Row>& rows) {
-  std::string text = "m,k,n,sparsity,us,dense_us,speedup,gbps,floor_pct,rel_error\n";
-  for (const Row& r : rows) {
-    text += fmt::format("{},{},{},{},{:.3f},{:.3f},{:.4f},{:.2f},{:.2f},{:.3e}\n", r.m, r.k, r.n, r.sparsity,
-                        r.us, r.dense_us, r.speedup, r.gbps, r.floor_pct, r.rel_error);
-  }
-  return text;
-}
-
-std::string table_of(const std::vector<Row>& rows) {
-  std::string table = fmt::format("{:>14} {:>5} {:>8} {:>10} {:>10} {:>8} {:>8} {:>7} {:>9}\n", "MxK", "N",
-                                  "zeros", "sparse us", "dense us", "speedup", "GB/s", "floor", "error");
-  for (const Row& r : rows) {
-    table += fmt::format("{:>14} {:>5} {:>7.0f}% {:>10.1f} {:>10.1f} {:>7.2f}x {:>8.1f} {:>6.0f}% {:>9.1e}\n",
-                         fmt::format("{}x{}", r.m, r.k), r.n, r.sparsity * 100, r.us, r.dense_us, r.speedup,
-                         r.gbps, r.floor_pct, r.rel_error);
-  }
-  return table;
-}
-
-/// The GPU measures with graphs and device memory of its own, and against cuBLAS.
-void run_gpu_kernel_bench(const KernelFlags& flags) {
-  GpuBenchOptions options;
-  for (const LinearShape& shape : parse_shapes(flags.shapes)) options.shapes.push_back({shape.m, shape.k});
-  options.n = flags.tokens;
-  options.sparsities = flags.sparsities;
-  options.kernels = flags.kernels;
-  options.seed = flags.common.seed.value_or(options.seed);
-  const GpuBenchReport report = run_gpu_linear_bench(options, [](const GpuBenchRow& r) {
-    stop_if_interrupted();
-    fmt::print(stderr, "bench kernel: {}x{}, {} tokens, {:.0f} % zeros, {}: {:.2f} us, {:.2f}x\n", r.m, r.k,
-               r.n, r.sparsity * 100, r.kernel, r.us, r.speedup);
-  });
-  if (!flags.csv.empty()) {
-    std::ofstream file(flags.csv);
-    file << to_csv(report);
-    file.close();
-    check(!file.fail(), "{}: cannot be written", flags.csv);
-  }
-  print_out(flags.common.json ? to_json(report, true) + "\n" : to_table(report));
+  return {nlohmann::json::parse(to_json(report, true)), to_csv(report), to_table(report)};
 }
 
 void run_kernel_bench(const KernelFlags& flags) {
-  if (flags.common.device == "cuda") return run_gpu_kernel_bench(flags);
-  if (flags.kernels != std::vector<std::string>{"auto"})
-    throw UsageError("--kernel: only with --device cuda; the CPU has one kernel");
   const auto shapes = parse_shapes(flags.shapes);
   (void)flags.common.engine_options();  // sets the log level
   const Backend& backend = select_backend(flags.common.device);
@@ -177,12 +138,12 @@ void run_kernel_bench(const KernelFlags& flags) {
   const bool on_cpu = backend.name == std::string_view("cpu");
   const BenchResult result = on_cpu ? bench_cpu(flags, shapes) : bench_gpu(flags, shapes);
   if (!flags.csv.empty()) {
-    csv << csv_lines(result.rows);
+    csv << result.csv;
     csv.close();
     check(!csv.fail(), "{}: cannot be written", flags.csv);
   }
   if (flags.common.json) return print_json(result.document);
-  print_out(table_of(result.rows));
+  print_out(result.table);
 }
 
 }  // namespace

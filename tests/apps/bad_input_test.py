@@ -96,6 +96,8 @@ BAD_FLAGS = [  # arguments, what the line must name
     (["bench", "kernel", "--shapes", "64x64", "-N", "0"], ["-N", "0"]),
     (["bench", "kernel", "--shapes", "64x64", "-N", "8,x"], ["-N", "x"]),
     (["bench", "kernel", "--shapes", "64x64", "--sparsity", "1.5"], ["--sparsity"]),
+    (["bench", "kernel", "--shapes", "64x64", "--device", "cpu", "--kernel", "smbd"], ["--kernel"]),
+    (["bench", "kernel", "--shapes", "64x64", "--kernel", "best"], ["--kernel", "smbd"]),
 ]
 
 BAD_FILES = [  # arguments, what the line must name
