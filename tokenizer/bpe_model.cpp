@@ -10,15 +10,15 @@ BpeModel::BpeModel(const Vocabulary& vocabulary, TextPipeline pipeline, MergeTab
     : pipeline_(std::move(pipeline)), merges_(std::move(merges)), rules_(rules) {
   byte_ids_.fill(-1);
   for (int32_t id = 0; id < vocabulary.size(); ++id) {
-    const std::string& bytes = vocabulary.bytes(id);
+    const std::string_view bytes = vocabulary.bytes(id);
     const PieceKind kind = vocabulary.kind(id);
     const bool is_byte_symbol = rules_.byte_level ? kind == PieceKind::kText : kind == PieceKind::kByte;
     if (is_byte_symbol && bytes.size() == 1) byte_ids_[static_cast<uint8_t>(bytes[0])] = id;
     if (kind != PieceKind::kText) continue;
-    const std::string& text = rules_.byte_level ? bytes : vocabulary.piece(id);
+    const std::string_view text = rules_.byte_level ? bytes : vocabulary.piece(id);
     if (text.empty()) continue;
     const bool is_char = !rules_.byte_level && first_char(text).length == text.size();
-    if (is_char || rules_.ignore_merges) char_ids_.try_emplace(text, id);
+    if (is_char || rules_.ignore_merges) char_ids_.try_emplace(std::string(text), id);
   }
   // Short pieces, so that the cache in encode() works.
   if (!rules_.byte_level && vocabulary.pieces_stay_in_words()) pipeline_.add(WordSplitStep{});

@@ -96,7 +96,7 @@ std::vector<AddedToken> SpecialTokenFiles::apply(Vocabulary& vocabulary) const {
   }
   for (int32_t id = 0; id < vocabulary.size(); ++id) {
     if (vocabulary.kind(id) == PieceKind::kSpecial && !listed[id])
-      tokens.push_back({id, vocabulary.piece(id), true});
+      tokens.push_back({id, std::string(vocabulary.piece(id)), true});
   }
   return tokens;
 }

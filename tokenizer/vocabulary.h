@@ -59,9 +59,13 @@ class Vocabulary {
   PieceKind kind(int32_t id) const {
     return entry_of_id_[id] < 0 ? PieceKind::kAbsent : entries_[entry_of_id_[id]].kind;
   }
-  /// Of an id that is not kAbsent.
-  const std::string& piece(int32_t id) const { return entries_[entry_of_id_[id]].piece; }
-  const std::string& bytes(int32_t id) const { return entries_[entry_of_id_[id]].bytes; }
+  /// Empty for kAbsent.
+  std::string_view piece(int32_t id) const {
+    return entry_of_id_[id] < 0 ? std::string_view() : entries_[entry_of_id_[id]].piece;
+  }
+  std::string_view bytes(int32_t id) const {
+    return entry_of_id_[id] < 0 ? std::string_view() : entries_[entry_of_id_[id]].bytes;
+  }
 
  private:
   struct Entry {

@@ -156,6 +156,25 @@ TEST(Files, TokenizerJsonComesFirstThenModelThenVocab) {
   EXPECT_EQ(sample::load({{"vocab.json", vocab}, {"merges.txt", merges}}).vocab_size(), 262);
 }
 
+// Found by the fuzz target: ids need not follow each other without gaps.
+TEST(Decode, GapsInTheIdsAreNoText) {
+  auto json = sample::byte_level_json();
+  json["model"]["vocab"]["xyz"] = 900;
+  const Tokenizer from_json = sample::load({{"tokenizer.json", json.dump()}});
+  const Tokenizer from_ranks = sample::load({{"tokenizer.model", sample::ranks_file() + "eHl6 900\n"}});
+  const std::string config = R"({"added_tokens_decoder": {"900": {"content": "xyz"}}})";
+  const Tokenizer from_config =
+      sample::load({{"tokenizer.model", sample::ranks_file()}, {"tokenizer_config.json", config}});
+  const Tokenizer from_vocab =
+      sample::load({{"vocab.json", json["model"]["vocab"].dump()}, {"merges.txt", sample::merges_txt()}});
+  for (const Tokenizer* tokenizer : {&from_json, &from_ranks, &from_config, &from_vocab}) {
+    EXPECT_EQ(tokenizer->encode("hello", false), Ids{259});
+    EXPECT_EQ(tokenizer->decode(Ids{259, 700, 900}), "helloxyz");
+    EXPECT_EQ(tokenizer->piece_bytes(700), "");
+    EXPECT_FALSE(tokenizer->is_special(700));
+  }
+}
+
 TEST(Decode, RowsWithoutAPieceAreNoText) {
   TokenizerHints hints;
   hints.vocab_size = 300;
