@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, on the machine that has one: correctness, compute-sanitizer, kernel speed.
 #
-#   scripts/gpu_check.sh [--bin DIR] [--out DIR] [--only tests,sanitizer,large,small,baselines]
+#   scripts/gpu_check.sh [--bin DIR] [--out DIR] [--only tests,sanitizer,large,prefill,small,baselines]
 #
 # --bin   folder of the built programs (default: build). A folder with gpu_tests and gpu_linear_bench side by side does
 #         too, for machines that cannot build the tree.
@@ -11,7 +11,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-bin=build out=${OUT:-gpu_check_results} only=tests,sanitizer,large,small,baselines
+bin=build out=${OUT:-gpu_check_results} only=tests,sanitizer,large,prefill,small,baselines
 while [ $# -gt 0 ]; do
   case $1 in
     --bin) bin=$2; shift 2 ;;
@@ -64,7 +64,8 @@ PY
     note "bench $name" "done"
   else failed+=("bench $name"); note "bench $name" "FAILED: $(tail -1 "$logs/$name.log")"; fi
 }
-if wanted large; then run_bench large --shapes large -N 1,8,16,32,64,128,256,512,1024,2048,4096 --sparsity 0.4,0.5,0.6,0.7; fi
+if wanted large; then run_bench large --shapes large -N 1,8,16,32,64 --sparsity 0.4,0.5,0.6,0.7; fi
+if wanted prefill; then run_bench prefill --shapes large -N 128,256,512,1024,2048 --sparsity 0.5,0.6,0.7 --kernel fused,scratch; fi
 if wanted small; then run_bench small --shapes 4096x4096,5120x5120,4096x11008,11008x4096,8192x8192 -N 8,16,32 --sparsity 0.5,0.6,0.7; fi
 if wanted baselines; then run_bench baselines --shapes 4096x4096,12288x12288,28672x8192,8192x28672 -N 8,16,32 --sparsity 0.5,0.6 --kernel smbd,auto; fi
 if wanted paper; then run_bench paper --shapes paper -N 8,16,32 --sparsity 0.4,0.5,0.6,0.7 --kernel smbd,auto; fi
