@@ -137,8 +137,10 @@ int main(int argc, char** argv) {
   spinfer::add_detokenize(app);
 
   std::vector<std::string> arguments(argv + 1, argv + argc);
-  for (auto& argument : arguments) {
-    if (argument == "-tp") argument = "--tp";
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const std::string before = i > 0 ? arguments[i - 1] : "";
+    const bool is_text = before == "-p" || before == "--prompt" || before == "--stop";
+    if (arguments[i] == "-tp" && !is_text) arguments[i] = "--tp";
   }
   return run(app, std::move(arguments));
 }

@@ -72,6 +72,12 @@ class Generate(program.ProgramTest):
         ids = self.ok("tokenize", "-m", LLAMA, stdin=text).split()
         self.assertEqual(by_file["outputs"][0]["prompt_ids"], [int(i) for i in ids])
 
+    def test_prompts_that_look_like_something_else(self):
+        for text in ("-tp", "--seed", "-", "--", "[a, b]", '"quoted"', "%x\\n{}", "$HOME", " a  b "):
+            (output,) = self.json("generate", "-m", OPT, "-p", text, "-n", 1)["outputs"]
+            ids = self.ok("tokenize", "-m", OPT, stdin=text.encode()).split()
+            self.assertEqual(output["prompt_ids"], [int(i) for i in ids], text)
+
     def test_empty_prompt_is_bos_only(self):
         for directory, bos in ((LLAMA, 1), (OPT, 2)):
             (output,) = self.json("generate", "-m", directory, "-p", "", "-n", 3)["outputs"]
