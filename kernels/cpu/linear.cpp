@@ -24,6 +24,8 @@ constexpr int64_t kPanelBytes = int64_t{1} << 20;  // of widened tokens; half of
 constexpr int kManyTokens = 4;                     // from here on a strip is decoded for the whole panel
 constexpr int64_t kChunkTiles = 8;  // 512 columns: 16 KiB of decoded strip, 8 KiB of four tokens
 constexpr int64_t kChunkBlocks = kChunkTiles * kGroupTile / kLanes;
+constexpr int64_t kWorthWaking =
+    1 << 17;  // products; fewer take less time (8 µs) than waking the other threads
 constexpr int kPanelHalves = kStripRows * kGroupTile;  // one strip of one GroupTile
 
 inline void prefetch(const void* memory, size_t bytes) {
@@ -234,14 +236,19 @@ void multiply(DeviceContext& context, const LinearKernels& kernels, const Linear
     }
     const PanelProduct product(kernels, w, buffers.x(), padded_k, tokens);
     std::atomic<int64_t> next{0};
-    context.pool.run([&](int thread, int) {
+    const auto work = [&](int thread, int) {
       ThreadBuffers mine = buffers.thread(thread);
       for (int64_t unit; (unit = next.fetch_add(1, std::memory_order_relaxed)) < product.units();) {
         product.run_unit(unit, mine, [&](int64_t row, int token, float sum) {
           store(row, first + token, sum + (w.bias ? to_float(w.bias[row]) : 0.0f));
         });
       }
-    });
+    };
+    if (w.m * w.k * tokens < kWorthWaking) {
+      work(0, 1);
+    } else {
+      context.pool.run(work);
+    }
   }
 }
 

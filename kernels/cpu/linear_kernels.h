@@ -19,9 +19,10 @@ inline constexpr int kStripRows = 16;  ///< rows decoded together: one row of TC
 /// Halves that decode_strip may read past the values it needs.
 inline constexpr int kValueSlack = 32;
 
-// How far ahead of their use packed weights are prefetched. An out-of-order window holds one strip at most;
-// where the hardware does not prefetch enough, reading and decoding then take turns: 6.9 GB/s on a core that
-// reads 14.7, with this 10.5 to 11 (Granite Rapids, one core, 50 %; 1024 halves: 9.5, 512: 9.5).
+// How far ahead of their use weights are prefetched. An out-of-order window holds one strip at most; where
+// the hardware does not prefetch enough, reading and decoding then take turns. One core of a Granite Rapids
+// at 50 %: 7.0 GB/s without, 13.0 with 512 or 1024 halves ahead, 14.3 with 2048 (a plain loop reads 15.7
+// there), no more with 4096.
 inline constexpr int64_t kPrefetchValues = 2048;  ///< halves
 inline constexpr int64_t kPrefetchDense = 512;    ///< halves of a row
 inline constexpr int64_t kPrefetchBitmaps = 128;  ///< two GroupTiles
