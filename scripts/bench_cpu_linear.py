@@ -62,7 +62,7 @@ def summary(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--spinfer", default=str(ROOT / "build" / "spinfer"))
-    parser.add_argument("--shapes", default="8192x16384,4096x11008")
+    parser.add_argument("--shapes", default="28672x8192,8192x16384,4096x11008,4096x4096")
     parser.add_argument("--sparsity", default="0.4,0.5,0.6,0.7")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--note", default="", help="what a reader should know about the machine at that time")

@@ -156,15 +156,23 @@ namespace format {
 
 std::shared_ptr<void> allocate_pages(size_t bytes) {
   constexpr size_t kHugePage = size_t{2} << 20, kLine = 64;
-  const size_t unit = bytes >= kHugePage ? kHugePage : kLine;
-  const size_t rounded =
-      std::max(kLine, (bytes + kLine - 1) / kLine * kLine);  // the rest of a last huge page is not touched
-  void* memory = nullptr;
-  if (posix_memalign(&memory, unit, rounded) != 0) throw std::bad_alloc();
+  const size_t rounded = std::max(kLine, (bytes + kLine - 1) / kLine * kLine);
+  if (bytes < kHugePage) {
+    void* memory = std::aligned_alloc(kLine, rounded);
+    if (!memory) throw std::bad_alloc();
+    return {memory, [](void* pages) { std::free(pages); }};
+  }
+  // Fresh from the system, not from malloc: memory that was used before may be on small pages already.
+  const size_t mapped = rounded + kHugePage;  // room to align; what is not touched takes no memory
+  void* memory = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  void* aligned = memory;
+  size_t space = mapped;
+  std::align(kHugePage, rounded, aligned, space);
 #ifdef MADV_HUGEPAGE
-  if (bytes >= kHugePage) madvise(memory, rounded / kHugePage * kHugePage, MADV_HUGEPAGE);  // a hint
+  madvise(aligned, rounded, MADV_HUGEPAGE);  // a hint
 #endif
-  return {memory, [](void* pages) { std::free(pages); }};
+  return {aligned, [memory, mapped](void*) { munmap(memory, mapped); }};
 }
 
 TcaBmeArrays::TcaBmeArrays(int64_t m, int64_t k, int64_t nonzeros, OffsetWidth width,
