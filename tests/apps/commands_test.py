@@ -248,6 +248,13 @@ class Inspect(program.ProgramTest):
         self.assertEqual(document["plan"]["sparse"]["kv_bytes_per_token"], 2 * 6 * 2 * 64 * 2)
         self.assertGreater(len(document["linears"]), 0)
 
+    def test_plan_is_what_loading_takes(self):
+        for directory in DEMOS.values():
+            plan = self.json("inspect", "-m", directory, "--plan")["plan"]
+            memory = self.json("generate", "-m", directory, "-p", "a", "-n", 1)["memory"]
+            self.assertEqual(plan["sparse"]["weights_bytes"], memory["weights_bytes"])
+            self.assertEqual(plan["dense"]["weights_bytes"], memory["weights_dense_bytes"])
+
 
 class PackAndPrune(program.ProgramTest):
     def logprobs(self, directory):
