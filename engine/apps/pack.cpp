@@ -21,8 +21,10 @@ namespace {
 /// may stay.
 constexpr int kInterruptGrace = 60;
 
-/// Says what the new directory holds.
-void print_result(const std::string& out, double min_sparsity, bool json, ThreadPool& pool) {
+enum class Written { packed, dense };
+
+/// Says what the new directory holds, and what it takes in memory.
+void print_result(const std::string& out, Written written, double min_sparsity, bool json, ThreadPool& pool) {
   const CheckpointSummary summary = summarize_checkpoint(out, min_sparsity, pool);
   int64_t dense = 0, packed = 0, weights = 0, nonzeros = 0;
   int sparse_linears = 0;
@@ -42,8 +44,9 @@ void print_result(const std::string& out, double min_sparsity, bool json, Thread
                        {"dense_bytes", dense},
                        {"packed_bytes", packed}});
   }
-  print_out(fmt::format("{}: {} of {} linears packed, {:.1f} % zeros, linear weights {} -> {}\n", out,
-                        sparse_linears, summary.linears.size(), sparsity * 100, human_bytes(dense),
+  const char* what = written == Written::packed ? "packed" : "written dense, sparse enough to pack";
+  print_out(fmt::format("{}: {} of {} linears {}, {:.1f} % zeros, linear weights {} -> {}\n", out,
+                        sparse_linears, summary.linears.size(), what, sparsity * 100, human_bytes(dense),
                         human_bytes(packed)));
 }
 
@@ -83,7 +86,7 @@ void add_pack(CLI::App& app) {
       ProgressBar bar("packing", ProgressUnit::bytes);
       pack_checkpoint(flags->common.model, flags->out, flags->min_sparsity, pool, bar.callback());
     }
-    print_result(flags->out, flags->min_sparsity, flags->common.json, pool);
+    print_result(flags->out, Written::packed, flags->min_sparsity, flags->common.json, pool);
   });
 }
 
@@ -123,7 +126,8 @@ void add_prune(CLI::App& app) {
       options.progress = bar.callback();
       prune_magnitude(flags->pack.common.model, flags->pack.out, options, pool);
     }
-    print_result(flags->pack.out, flags->pack.min_sparsity, flags->pack.common.json, pool);
+    print_result(flags->pack.out, flags->dense_output ? Written::dense : Written::packed,
+                 flags->pack.min_sparsity, flags->pack.common.json, pool);
   });
 }
 
