@@ -3,6 +3,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/dense_linear.h"
+#include "kernels/cuda/op_state.h"
 
 namespace spinfer::cuda {
 namespace {
@@ -51,11 +52,13 @@ Context::Context(const DeviceOptions& options)
   flags_ = static_cast<int*>(allocate(kFlags * sizeof(int)));
   SPINFER_CUDA_CHECK(cudaMemset(flags_, 0, kFlags * sizeof(int)));
   dense_plans_ = std::make_unique<DensePlans>();
+  op_state_ = std::make_unique<OpState>();
 }
 
 Context::~Context() {
   cudaSetDevice(ordinal_);
   cudaStreamSynchronize(stream_);
+  op_state_.reset();
   dense_plans_.reset();
   cublasLtDestroy(lt_);
   cublasDestroy(blas_);

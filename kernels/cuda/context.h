@@ -14,6 +14,7 @@
 namespace spinfer::cuda {
 
 class DensePlans;
+class OpState;
 
 /// What plans need to know of a GPU; a plain value, so that plans are tested without one.
 struct GpuFacts {
@@ -38,6 +39,7 @@ class Context {
   cublasHandle_t blas() const { return blas_; }
   cublasLtHandle_t lt() const { return lt_; }
   DensePlans& dense_plans() { return *dense_plans_; }
+  OpState& op_state() { return *op_state_; }
   DeviceInfo info() const;
 
   /// Makes this GPU the calling thread's current one. Ops call it first.
@@ -76,6 +78,7 @@ class Context {
   void* workspace_ = nullptr;
   size_t workspace_bytes_ = 0;
   std::unique_ptr<DensePlans> dense_plans_;
+  std::unique_ptr<OpState> op_state_;
 };
 
 /// Devices this process can use; 0 without a driver.

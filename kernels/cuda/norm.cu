@@ -1,0 +1,167 @@
+// add_norm: residual addition, then RMS or layer norm. One block a token.
+//
+// The row stays in registers between the three passes (addition, mean, mean square), 8 values (16 bytes) a
+// vector and up to kVectors of them a thread, so memory sees each input once: 2 (+ 2 with delta) bytes read
+// and 2 (+ 2) written an element. Rows that cannot be read 16 bytes at a time take a kernel that reads them
+// again in each pass. Statistics are fp32, of the rounded h, the variance around the mean in a pass of its
+// own, as the CPU does it.
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ops.h"
+
+namespace spinfer::cuda {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+struct NormTask {
+  __half* h;
+  const __half* delta;
+  const __half* gain;
+  const __half* bias;
+  __half* out;
+  float eps;
+  int d;
+  bool layer;
+};
+
+/// The sum over the block, the same on every thread. Two barriers: the first before totals are read, the
+/// second so that the next call may write them.
+__device__ inline float block_sum(float x) {
+  __shared__ float totals[kMaxThreads / 32];
+  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+  if (threadIdx.x % 32 == 0) totals[threadIdx.x / 32] = x;
+  __syncthreads();
+  float sum = 0;
+  for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) sum += totals[warp];
+  __syncthreads();
+  return sum;
+}
+
+__device__ inline void unpack(const Vec8& v, float (&x)[kVec]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = __half22float2(v.pairs[i]);
+    x[2 * i] = pair.x;
+    x[2 * i + 1] = pair.y;
+  }
+}
+__device__ inline Vec8 pack(const float (&x)[kVec]) {
+  Vec8 v;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) v.pairs[i] = __floats2half2_rn(x[2 * i], x[2 * i + 1]);
+  return v;
+}
+
+template <int kVectors>
+__global__ void add_norm_kernel(NormTask t) {
+  let_successor_start();
+  wait_for_predecessor();
+  const int vectors = t.d / kVec;
+  Vec8* h = reinterpret_cast<Vec8*>(t.h + int64_t{blockIdx.x} * t.d);
+  const Vec8* delta = reinterpret_cast<const Vec8*>(t.delta ? t.delta + int64_t{blockIdx.x} * t.d : nullptr);
+  const auto index = [](int i) { return i * int(blockDim.x) + int(threadIdx.x); };
+  float x[kVectors][kVec];
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if (index(i) >= vectors) continue;
+    unpack(h[index(i)], x[i]);
+    if (delta) {
+      float y[kVec];
+      unpack(delta[index(i)], y);
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) x[i][j] += y[j];
+      const Vec8 rounded = pack(x[i]);
+      h[index(i)] = rounded;
+      unpack(rounded, x[i]);
+    }
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) sum += x[i][j];
+  }
+  if (!t.out) return;
+  const float center = t.layer ? block_sum(sum) / float(t.d) : 0.0f;
+  float squares = 0;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if (index(i) >= vectors) continue;
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      x[i][j] -= center;
+      squares += x[i][j] * x[i][j];
+    }
+  }
+  const float scale = 1.0f / sqrtf(block_sum(squares) / float(t.d) + t.eps);
+  Vec8* out = reinterpret_cast<Vec8*>(t.out + int64_t{blockIdx.x} * t.d);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if (index(i) >= vectors) continue;
+    float gain[kVec], bias[kVec];
+    if (t.gain) unpack(reinterpret_cast<const Vec8*>(t.gain)[index(i)], gain);
+    if (t.bias) unpack(reinterpret_cast<const Vec8*>(t.bias)[index(i)], bias);
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      const float y = x[i][j] * scale;
+      x[i][j] = (t.gain ? y * gain[j] : y) + (t.bias ? bias[j] : 0.0f);
+    }
+    out[index(i)] = pack(x[i]);
+  }
+}
+
+/// Any width and alignment, one element at a time.
+__global__ void add_norm_any_kernel(NormTask t) {
+  let_successor_start();
+  wait_for_predecessor();
+  __half* h = t.h + int64_t{blockIdx.x} * t.d;
+  const __half* delta = t.delta ? t.delta + int64_t{blockIdx.x} * t.d : nullptr;
+  float sum = 0;
+  for (int i = int(threadIdx.x); i < t.d; i += int(blockDim.x)) {
+    if (delta) h[i] = __float2half_rn(__half2float(h[i]) + __half2float(delta[i]));
+    sum += __half2float(h[i]);
+  }
+  if (!t.out) return;
+  const float center = t.layer ? block_sum(sum) / float(t.d) : 0.0f;
+  float squares = 0;
+  for (int i = int(threadIdx.x); i < t.d; i += int(blockDim.x)) {
+    const float x = __half2float(h[i]) - center;
+    squares += x * x;
+  }
+  const float scale = 1.0f / sqrtf(block_sum(squares) / float(t.d) + t.eps);
+  __half* out = t.out + int64_t{blockIdx.x} * t.d;
+  for (int i = int(threadIdx.x); i < t.d; i += int(blockDim.x)) {
+    float y = (__half2float(h[i]) - center) * scale;
+    if (t.gain) y *= __half2float(t.gain[i]);
+    if (t.bias) y += __half2float(t.bias[i]);
+    out[i] = __float2half_rn(y);
+  }
+}
+
+}  // namespace
+
+void add_norm(DeviceContext& opaque, const AddNormArgs& a) {
+  Context& context = context_of(opaque);
+  context.activate();
+  const NormTask task{device_half(a.h),
+                      device_half(a.delta),
+                      device_half(a.gain),
+                      device_half(a.bias),
+                      device_half(a.out),
+                      a.eps,
+                      a.d,
+                      a.kind == NormKind::layer};
+  const int vectors = a.d / kVec;
+  const bool fast = vectorisable(a.d, a.h, a.delta, a.gain, a.bias, a.out) && vectors <= 4 * kMaxThreads;
+  auto kernel = add_norm_any_kernel;
+  int threads = a.d < 4096 ? 128 : 512;
+  if (fast) {
+    kernel = vectors <= kMaxThreads       ? add_norm_kernel<1>
+             : vectors <= 2 * kMaxThreads ? add_norm_kernel<2>
+                                          : add_norm_kernel<4>;
+    const int per_thread = vectors <= kMaxThreads ? 1 : vectors <= 2 * kMaxThreads ? 2 : 4;
+    threads = (vectors + per_thread - 1) / per_thread;
+  }
+  threads = (threads + 31) / 32 * 32;
+  launch(context, "add_norm", kernel, {dim3(unsigned(a.n)), dim3(unsigned(threads > 0 ? threads : 32))},
+         task);
+}
+
+}  // namespace spinfer::cuda
