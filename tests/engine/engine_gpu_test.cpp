@@ -1,0 +1,134 @@
+// The whole engine on a GPU against the CPU: log-probabilities of given texts, greedy and sampled tokens.
+// Skipped where there is no GPU.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <iostream>
+#include <random>
+
+#include "kernels/backend.h"
+#include "tests/engine/engine_fixture.h"
+
+namespace spinfer {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr double kNearTie = 0.02;  ///< nat; tokens closer than this may swap
+constexpr int kVocab = 500;        ///< ids both demo models know
+
+class EngineGpu : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    const Backend* cuda = cuda_backend();
+    if (!cuda || cuda->device_count() == 0) GTEST_SKIP() << "no CUDA device";
+    model_ = fs::path(SPINFER_SOURCE_DIR) / "tests/data" / GetParam();
+    if (!fs::exists(model_)) GTEST_SKIP() << "no model at " << model_;
+  }
+
+  std::unique_ptr<Engine> engine(const char* device, bool dense) const {
+    EngineOptions options;
+    options.model = model_;
+    options.device = device;
+    options.dense = dense;
+    options.min_sparsity = 0.1;
+    options.max_num_seqs = 8;
+    options.prefix_caching = false;  // so that a repeated prompt is computed alike
+    options.kv_cache_bytes = int64_t{64} << 20;
+    return Engine::create(options);
+  }
+
+  fs::path model_;
+};
+
+/// Prompts of odd lengths, one longer than a decode split and a prefill tile.
+std::vector<std::vector<int32_t>> prompts() {
+  std::mt19937 random(7);
+  std::vector<std::vector<int32_t>> all;
+  for (const int length : {1, 2, 17, 45, 140}) {
+    std::vector<int32_t> prompt;
+    for (int i = 0; i < length; ++i) prompt.push_back(int32_t(5 + random() % (kVocab - 5)));
+    all.push_back(prompt);
+  }
+  return all;
+}
+
+struct Answers {
+  std::vector<Answer> scored, greedy;
+};
+
+Answers answers_of(Engine& engine) {
+  std::vector<RequestId> scored, greedy;
+  for (const auto& prompt : prompts()) {
+    scored.push_back(engine.add_request(prompt, {.max_tokens = 0, .prompt_logprobs = true}));
+    greedy.push_back(
+        engine.add_request(prompt, {.max_tokens = 40, .temperature = 0, .ignore_eos = true, .logprobs = 2}));
+  }
+  const auto all = run_to_end(engine);
+  Answers answers;
+  for (size_t i = 0; i < scored.size(); ++i) {
+    answers.scored.push_back(all.at(scored[i]));
+    answers.greedy.push_back(all.at(greedy[i]));
+  }
+  return answers;
+}
+
+TEST_P(EngineGpu, AnswersLikeTheCpu) {
+  const Answers want = answers_of(*engine("cpu", false));
+  for (const bool dense : {false, true}) {
+    SCOPED_TRACE(dense ? "dense" : "sparse");
+    const Answers got = answers_of(*engine("cuda", dense));
+    double worst = 0;
+    size_t compared = 0;
+    for (size_t i = 0; i < want.scored.size(); ++i) {
+      const auto &a = got.scored[i].prompt_logprobs, &b = want.scored[i].prompt_logprobs;
+      ASSERT_EQ(got.scored[i].error, "");
+      ASSERT_EQ(a.size(), b.size());
+      for (size_t t = 0; t < a.size(); ++t) worst = std::max(worst, std::abs(double(a[t]) - double(b[t])));
+      for (size_t t = 0; t < want.greedy[i].ids.size(); ++t) {
+        const TokenLogprob& token = want.greedy[i].logprobs.at(t);
+        if (token.top.at(0).logprob - token.top.at(1).logprob < kNearTie) break;
+        ASSERT_LT(t, got.greedy[i].ids.size());
+        ASSERT_EQ(got.greedy[i].ids[t], want.greedy[i].ids[t]) << "prompt " << i << " token " << t;
+        worst =
+            std::max(worst, std::abs(double(got.greedy[i].logprobs.at(t).logprob) - double(token.logprob)));
+        ++compared;
+      }
+    }
+    EXPECT_LT(worst, 0.02);
+    EXPECT_GT(compared, 50u);
+    std::cout << GetParam() << (dense ? " dense" : " sparse") << ": worst difference " << worst << " nat, "
+              << compared << " greedy tokens compared\n";
+  }
+}
+
+TEST_P(EngineGpu, SampledTokensAreRepeatable) {
+  const auto run = [&](Engine& engine) {
+    std::vector<RequestId> ids;
+    for (uint64_t seed = 0; seed < 6; ++seed)
+      ids.push_back(engine.add_request(prompts()[2], {.max_tokens = 20,
+                                                      .temperature = 0.8f,
+                                                      .top_k = 40,
+                                                      .top_p = 0.9f,
+                                                      .seed = seed,
+                                                      .ignore_eos = true}));
+    const auto all = run_to_end(engine);
+    std::vector<std::vector<int32_t>> tokens;
+    for (const RequestId id : ids) tokens.push_back(all.at(id).ids);
+    return tokens;
+  };
+  const auto gpu = engine("cuda", false);
+  const auto tokens = run(*gpu);
+  EXPECT_EQ(tokens, run(*gpu));
+  EXPECT_NE(tokens[0], tokens[1]);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, EngineGpu, testing::Values("demo-llama", "demo-opt"), [](const auto& info) {
+  std::string name = info.param;
+  std::ranges::replace(name, '-', '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace spinfer

@@ -1,0 +1,103 @@
+// Collectives between GPUs: sums in rank order rounded once, uneven columns, waking ranks that wait. Skipped
+// where there are fewer than two GPUs.
+#include <chrono>
+#include <functional>
+#include <thread>
+
+#include "kernels/check.h"
+#include "tests/kernels/cuda_ops.h"
+
+namespace spinfer::test {
+namespace {
+
+class CudaCollective : public testing::Test {
+ protected:
+  void SetUp() override {
+    const Backend* cuda = cuda_backend();
+    const int gpus = cuda ? cuda->device_count() : 0;
+    if (gpus < 2) GTEST_SKIP() << "needs two CUDA devices, has " << gpus;
+    std::vector<DeviceContext*> contexts;
+    for (int rank = 0; rank < std::min(gpus, 4); ++rank) {
+      devices_.push_back(std::make_unique<Device>(*cuda, DeviceOptions{.ordinal = rank}));
+      contexts.push_back(&devices_.back()->context());
+    }
+    cuda->connect(contexts);
+  }
+  int world() const { return int(devices_.size()); }
+
+  /// body(rank, device) on a thread each.
+  void on_all(const std::function<void(int, Device&)>& body) {
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < world(); ++rank)
+      threads.emplace_back([&, rank] {
+        try {
+          body(rank, *devices_[size_t(rank)]);
+        } catch (const std::exception& error) {
+          ADD_FAILURE() << "rank " << rank << ": " << error.what();
+        }
+      });
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  std::vector<std::unique_ptr<Device>> devices_;
+};
+
+TEST_F(CudaCollective, AllReduceSumsInRankOrderAndRoundsOnce) {
+  Random random(1);
+  for (const size_t count : {size_t{1}, size_t{777}, size_t{8} * 8192, size_t{1000003}}) {
+    std::vector<std::vector<Half>> parts;
+    for (int rank = 0; rank < world(); ++rank) parts.push_back(random.halves(count));
+    std::vector<Half> want(count);
+    for (size_t i = 0; i < count; ++i) {
+      float sum = 0;
+      for (const auto& part : parts) sum += to_float(part[i]);
+      want[i] = to_half(sum);
+    }
+    on_all([&](int rank, Device& device) {
+      const Guarded<Half> x(device, parts[size_t(rank)]);
+      device.ops().all_reduce(device.context(), x.data(), int64_t(count));
+      EXPECT_TRUE(x.get() == want) << "rank " << rank << " count " << count;
+    });
+  }
+}
+
+TEST_F(CudaCollective, AllGatherColumnsOfDifferentWidths) {
+  const int n = 5;
+  int64_t total = 0;
+  for (int rank = 0; rank < world(); ++rank) total += 100 + 37 * rank;
+  std::vector<float> want(size_t(n * total));
+  for (size_t i = 0; i < want.size(); ++i) want[i] = float(i);
+  for (int round = 0; round < 3; ++round) {
+    on_all([&](int rank, Device& device) {
+      const int64_t cols = 100 + 37 * rank, begin = 100 * rank + 37 * rank * (rank - 1) / 2;
+      std::vector<float> mine;
+      for (int row = 0; row < n; ++row)
+        for (int64_t c = 0; c < cols; ++c) mine.push_back(want[size_t(row * total + begin + c)]);
+      const Guarded<float> shard(device, mine), out(device, std::vector<float>(want.size(), NAN));
+      device.ops().all_gather_cols(device.context(), shard.data(), n, cols, out.data(), total);
+      EXPECT_TRUE(out.get() == want) << "rank " << rank;
+    });
+  }
+}
+
+TEST_F(CudaCollective, AbortWakesARankThatWaits) {
+  const auto start = std::chrono::steady_clock::now();
+  on_all([&](int rank, Device& device) {
+    if (rank == 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(300));
+      device.ops().abort_group(device.context(), "rank 0 gave up");
+      return;
+    }
+    const Guarded<Half> x(device, std::vector<Half>(1000));
+    EXPECT_THROW(
+        {
+          device.ops().all_reduce(device.context(), x.data(), 1000);
+          device.ops().synchronize(device.context());
+        },
+        Error);
+  });
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
+}
+
+}  // namespace
+}  // namespace spinfer::test

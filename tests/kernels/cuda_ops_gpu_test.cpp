@@ -1,0 +1,264 @@
+// The CUDA ops against the CPU's, element by element. Skipped where there is no GPU.
+#include "kernels/check.h"
+#include "tests/kernels/cuda_ops.h"
+
+namespace spinfer::test {
+namespace {
+
+using CudaRows = CudaOps;
+using CudaNorm = CudaOps;
+using CudaRope = CudaOps;
+using CudaMemory = CudaOps;
+using CudaLogits = CudaOps;
+
+TEST_F(CudaMemory, UploadsAndDownloadsAnySize) {
+  Random random(1);
+  for (const size_t size : {size_t{1}, size_t{1000}, size_t{3} << 20, size_t{9} << 20}) {
+    const std::vector<Half> host = random.halves(size);
+    Guarded<Half> memory = on_gpu(host);
+    EXPECT_EQ(memory.get(), host) << size;
+    ops().fill_zero(context(), memory.data(), size * sizeof(Half));
+    EXPECT_EQ(memory.get(), std::vector<Half>(size)) << size;
+  }
+  const DeviceInfo info = gpu().info();
+  EXPECT_GT(info.total_bytes, info.free_bytes);
+  EXPECT_GT(info.free_bytes, 0);
+}
+
+TEST_F(CudaMemory, ManySmallUploadsKeepTheirValues) {
+  std::vector<std::unique_ptr<Guarded<int32_t>>> arrays;
+  for (int i = 0; i < 300; ++i)  // together more than the staging memory
+    arrays.push_back(std::make_unique<Guarded<int32_t>>(gpu(), std::vector<int32_t>(5000 + i, i)));
+  for (int i = 0; i < 300; ++i) EXPECT_EQ(arrays[size_t(i)]->get(), std::vector<int32_t>(5000 + i, i));
+}
+
+TEST_F(CudaMemory, AskingForTooMuchIsAnError) {
+  EXPECT_THROW(ops().allocate(context(), size_t{1} << 50), Error);
+}
+
+TEST_F(CudaRows, EmbedEqualsTheCpu) {
+  Random random(1);
+  for (const int d : {1, 7, 8, 96, 768, 4096, 5000}) {
+    for (const bool accumulate : {false, true}) {
+      const int rows = 37, n = 19;
+      const auto table = random.halves(size_t(rows) * d), before = random.halves(size_t(n) * d);
+      std::vector<int32_t> ids;
+      for (int i = 0; i < n; ++i) ids.push_back(random.below(rows) - 2);
+      EmbedArgs args{.ids = ids.data(),
+                     .id_offset = 2,
+                     .table = table.data(),
+                     .rows = rows,
+                     .n = n,
+                     .d = d,
+                     .accumulate = accumulate,
+                     .out = nullptr};
+      auto want = accumulate ? before : nan_halves(before.size());
+      const auto gpu_out = on_gpu(want), gpu_table = on_gpu(table);
+      const auto gpu_ids = on_gpu(ids);
+      args.out = want.data();
+      cpu_.ops().embed(cpu_.context(), args);
+      args.ids = gpu_ids.data();
+      args.table = gpu_table.data();
+      args.out = gpu_out.data();
+      ops().embed(context(), args);
+      EXPECT_EQ(gpu_out.get(), want) << d;
+    }
+  }
+}
+
+TEST_F(CudaRows, EmbedReportsAnIdOutsideTheTableOnce) {
+  const auto table = on_gpu(std::vector<Half>(64)), out = on_gpu(std::vector<Half>(24));
+  for (const int bad : {-1, 8}) {
+    const auto ids = on_gpu(std::vector<int32_t>{0, bad, 7});
+    ops().embed(context(),
+                {.ids = ids.data(), .table = table.data(), .rows = 8, .n = 3, .d = 8, .out = out.data()});
+    EXPECT_THROW(ops().synchronize(context()), Error);
+    EXPECT_NO_THROW(ops().synchronize(context()));
+  }
+}
+
+TEST_F(CudaRows, GatherRowsCopies) {
+  Random random(2);
+  for (const int d : {1, 5, 8, 1000, 5120}) {
+    const auto src = random.halves(size_t(50) * d);
+    std::vector<int32_t> rows;
+    std::vector<Half> want;
+    for (int i = 0; i < 23; ++i) {
+      rows.push_back(random.below(50));
+      want.insert(want.end(), src.begin() + rows.back() * d, src.begin() + (rows.back() + 1) * d);
+    }
+    const auto gpu_src = on_gpu(src), out = on_gpu(nan_halves(want.size()));
+    const auto gpu_rows = on_gpu(rows);
+    ops().gather_rows(context(),
+                      {.src = gpu_src.data(), .rows = gpu_rows.data(), .n = 23, .d = d, .out = out.data()});
+    EXPECT_EQ(out.get(), want) << d;
+  }
+}
+
+TEST_F(CudaRows, GatedActivationIsNearTheCpu) {
+  Random random(3);
+  for (const int f : {1, 7, 8, 300, 11008}) {
+    for (const Activation act :
+         {Activation::none, Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu}) {
+      const int n = 11;
+      const auto gate_up = random.halves(size_t(n) * 2 * f, 3);
+      auto want = nan_halves(size_t(n) * f);
+      const auto in = on_gpu(gate_up), out = on_gpu(want);
+      cpu_.ops().gated_activation(
+          cpu_.context(), {.gate_up = gate_up.data(), .n = n, .f = f, .act = act, .out = want.data()});
+      ops().gated_activation(context(),
+                             {.gate_up = in.data(), .n = n, .f = f, .act = act, .out = out.data()});
+      EXPECT_TRUE(near(out.get(), doubles(want), {2e-5, 0x1.8p-10})) << f << " act " << int(act);
+    }
+  }
+}
+
+TEST_F(CudaNorm, IsNearTheCpu) {
+  Random random(4);
+  const auto optional = [](bool there, auto* pointer) { return there ? pointer : nullptr; };
+  for (const int d : {1, 5, 8, 64, 257, 768, 4096, 8192, 12288, 33000}) {
+    for (int variant = 0; variant < 32; ++variant) {
+      const bool layer = variant & 1, gain = variant & 2, bias = variant & 4, delta = variant & 8,
+                 in_place = variant & 16;
+      if (d > 8192 && variant % 5) continue;
+      const int n = 3;
+      const auto h = random.halves(size_t(n) * d, 2, 0.5f), more = random.halves(size_t(n) * d);
+      const auto gains = random.halves(d), biases = random.halves(d);
+      auto cpu_h = h, cpu_out = nan_halves(h.size());
+      const auto gpu_h = on_gpu(h), gpu_more = on_gpu(more), gpu_gain = on_gpu(gains),
+                 gpu_bias = on_gpu(biases), gpu_out = on_gpu(cpu_out);
+      AddNormArgs args{.h = cpu_h.data(),
+                       .delta = optional(delta, more.data()),
+                       .kind = layer ? NormKind::layer : NormKind::rms,
+                       .gain = optional(gain, gains.data()),
+                       .bias = optional(bias, biases.data()),
+                       .eps = 1e-5f,
+                       .n = n,
+                       .d = d,
+                       .out = in_place ? cpu_h.data() : cpu_out.data()};
+      cpu_.ops().add_norm(cpu_.context(), args);
+      args.h = gpu_h.data();
+      args.delta = optional(delta, gpu_more.data());
+      args.gain = optional(gain, gpu_gain.data());
+      args.bias = optional(bias, gpu_bias.data());
+      args.out = in_place ? gpu_h.data() : gpu_out.data();
+      ops().add_norm(context(), args);
+      const Tolerance tolerance{4e-4, 0x1p-10};  // a difference of two numbers of size 4 rounded to fp16
+      if (in_place) {
+        EXPECT_TRUE(near(gpu_h.get(), doubles(cpu_h), tolerance)) << d << " variant " << variant;
+      } else {
+        EXPECT_EQ(gpu_h.get(), cpu_h) << d << " variant " << variant;
+        EXPECT_TRUE(near(gpu_out.get(), doubles(cpu_out), tolerance)) << d << " variant " << variant;
+      }
+    }
+  }
+}
+
+TEST_F(CudaNorm, AdditionAlone) {
+  Random random(5);
+  const auto h = random.halves(3 * 100), delta = random.halves(3 * 100);
+  auto want = h;
+  const auto gpu_h = on_gpu(h), gpu_delta = on_gpu(delta);
+  AddNormArgs args{.h = want.data(),
+                   .delta = delta.data(),
+                   .kind = NormKind::rms,
+                   .gain = nullptr,
+                   .bias = nullptr,
+                   .eps = 0,
+                   .n = 3,
+                   .d = 100,
+                   .out = nullptr};
+  cpu_.ops().add_norm(cpu_.context(), args);
+  args.h = gpu_h.data();
+  args.delta = gpu_delta.data();
+  ops().add_norm(context(), args);
+  EXPECT_EQ(gpu_h.get(), want);
+}
+
+TEST_F(CudaRope, RotatesAndAppendsLikeTheCpu) {
+  Random random(6);
+  for (const int dim : {1, 2, 7, 16, 20, 64, 80, 96, 128, 256}) {
+    for (const auto& [q, kv, block_size] : {std::tuple{1, 1, 16}, {8, 2, 16}, {5, 5, 3}}) {
+      for (const bool rotate : {true, false}) {
+        const int n = 9, blocks = 7;
+        const auto qkv = random.halves(size_t(n) * (q + 2 * kv) * dim);
+        std::vector<int32_t> positions, slots;
+        std::vector<float> inv_freq(size_t(dim / 2) + 1, 0.0f);
+        for (int i = 0; i < dim / 2; ++i) inv_freq[size_t(i)] = float(std::pow(10000.0, -2.0 * i / dim));
+        for (int i = 0; i < n; ++i) {
+          positions.push_back(random.below(5000));
+          slots.push_back(i == 4 ? -1 : i * blocks * block_size / n);
+        }
+        auto want = qkv, k = nan_halves(size_t(blocks) * kv * block_size * dim), v = k;
+        const auto gpu_qkv = on_gpu(qkv), gpu_k = on_gpu(k), gpu_v = on_gpu(v);
+        const auto gpu_positions = on_gpu(positions), gpu_slots = on_gpu(slots);
+        const auto gpu_freq = on_gpu(inv_freq);
+        RopeAppendArgs args{.qkv = want.data(),
+                            .positions = positions.data(),
+                            .slots = slots.data(),
+                            .inv_freq = rotate ? inv_freq.data() : nullptr,
+                            .n = n,
+                            .q_heads = q,
+                            .kv_heads = kv,
+                            .head_dim = dim,
+                            .block_size = block_size,
+                            .kv = {k.data(), v.data()}};
+        cpu_.ops().rope_append(cpu_.context(), args);
+        args.qkv = gpu_qkv.data();
+        args.positions = gpu_positions.data();
+        args.slots = gpu_slots.data();
+        args.inv_freq = rotate ? gpu_freq.data() : nullptr;
+        args.kv = {gpu_k.data(), gpu_v.data()};
+        ops().rope_append(context(), args);
+        // The cache: equal where the CPU wrote, untouched (NaN) elsewhere.
+        const auto expect_near = [&](const std::vector<Half>& got, const std::vector<Half>& expected) {
+          for (size_t i = 0; i < got.size(); ++i) {
+            const double x = to_double(got[i]), y = to_double(expected[i]);
+            if (std::isnan(x) && std::isnan(y)) continue;
+            ASSERT_LE(std::abs(x - y), 2e-3 + 0x1p-10 * std::abs(y))
+                << i << " of " << dim << " rotate " << rotate;
+          }
+        };
+        expect_near(gpu_qkv.get(), want);
+        expect_near(gpu_k.get(), k);
+        EXPECT_EQ(gpu_v.get(), v) << dim;
+      }
+    }
+  }
+}
+
+TEST_F(CudaLogits, DenseHeadWithAndWithoutBias) {
+  Random random(7);
+  for (const auto& [m, k] : {std::pair{1003, 96}, {50272, 64}, {512, 4096}}) {
+    const auto w = random.halves(size_t(m) * k, 0.1f), bias = random.halves(m);
+    for (const int n : {1, 5, 33}) {
+      for (const bool with_bias : {false, true}) {
+        const auto x = random.halves(size_t(n) * k);
+        DenseMatrix matrix;
+        matrix.m = m;
+        matrix.k = k;
+        matrix.data = w.data();
+        const Half* b = with_bias ? bias.data() : nullptr;
+        const LinearWeight on_cpu = cpu_.ops().prepare_linear(cpu_.context(), matrix, b);
+        const LinearWeight weight = ops().prepare_linear(context(), matrix, b);
+        std::vector<float> want(size_t(n) * m, NAN);
+        const auto out = on_gpu(want);
+        const auto gpu_x = on_gpu(x);
+        cpu_.ops().logits(cpu_.context(), {.w = on_cpu.view, .x = x.data(), .n = n, .logits = want.data()});
+        ops().logits(context(), {.w = weight.view, .x = gpu_x.data(), .n = n, .logits = out.data()});
+        EXPECT_TRUE(near(out.get(), doubles(want), {1e-3, 1e-5})) << m << "×" << k << " n " << n;
+      }
+    }
+  }
+}
+
+TEST_F(CudaRows, NothingToDoIsLegal) {
+  ops().embed(context(), {.ids = nullptr, .table = nullptr, .rows = 1, .n = 0, .d = 8, .out = nullptr});
+  ops().gather_rows(context(), {.src = nullptr, .rows = nullptr, .n = 0, .d = 8, .out = nullptr});
+  ops().gated_activation(context(),
+                         {.gate_up = nullptr, .n = 0, .f = 8, .act = Activation::silu, .out = nullptr});
+  EXPECT_NO_THROW(ops().synchronize(context()));
+}
+
+}  // namespace
+}  // namespace spinfer::test
