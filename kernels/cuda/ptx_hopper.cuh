@@ -80,6 +80,21 @@ __device__ inline void copy_async_8(uint32_t shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared), "l"(global) : "memory");
 }
 
+/// Sees what was written before the atomics that made the value.
+__device__ inline uint32_t load_acquire(const uint32_t* global) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(global) : "memory");
+  return value;
+}
+/// Adds; orders what its warp wrote before, and what it reads after.
+__device__ inline uint32_t add_acquire_release(uint32_t* global, uint32_t value) {
+  uint32_t old;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+               : "=r"(old)
+               : "l"(global), "r"(value)
+               : "memory");
+  return old;
+}
 /// Waits until the grids before have finished and their writes are visible (programmatic dependent launch).
 __device__ inline void wait_for_previous_grids() {
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -22,7 +22,7 @@ inline constexpr int kStreamMaxTokens = 64;
 struct StripStream {
   StripStreamView view;         ///< device pointers
   uint32_t* tickets = nullptr;  ///< [strips], device, zero between launches
-  int warps = 16;               ///< strips a thread block works on; fixed per weight, see plan_strip_layout
+  int warps = 12;               ///< strips a thread block works on; fixed per weight, see plan_strip_layout
   int64_t device_bytes = 0;     ///< all of it
   std::vector<std::shared_ptr<const void>> storage;
 };

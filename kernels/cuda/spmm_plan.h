@@ -13,7 +13,7 @@ struct GpuFacts;
 
 /// The cut of a weight, chosen once when it is made resident.
 struct StripLayoutPlan {
-  int warps = 16;  ///< strips a thread block works on at a time
+  int warps = 12;  ///< strips a thread block works on at a time: 8 or 12
   int chunks = 1;  ///< per strip
 };
 
@@ -44,9 +44,7 @@ struct SpmmPlan {
 inline constexpr int kSpmmStages = 2;
 
 /// Shared memory beside the slots: X stages, barriers, table, the overrun of the last slot.
-constexpr int spmm_fixed_bytes(int n_tile) {
-  return (n_tile == 8 ? 16 : 32) * 1024 + 1024;
-}
+inline constexpr int kSpmmFixedBytes = 32 * 1024 + 1024;
 
 /// Throws `Error` if the largest chunk does not fit (see refine_strip_layout).
 SpmmPlan plan_spmm(const StripShape& shape, int max_unfolded_bytes, int warps, int n, const GpuFacts& gpu);

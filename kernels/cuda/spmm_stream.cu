@@ -28,6 +28,7 @@ struct Problem {
   int extra_blocks;   // blocks % chunks
   int units;
   int slot_bytes;
+  int x_blocks;  // of X in a stage; a chunk's stages are about even
   DecodeFactors factors;
   int n;
   bool x_by_box;    // X through the tensor map; otherwise element by element
@@ -39,20 +40,27 @@ struct Problem {
   uint32_t* tickets;  // [strips]
 };
 
-/// X columns per stage: few for many tokens, so that the stages take 32 KiB at most.
+/// Room for X in a stage, in blocks of 64 columns, and stages: 32 KiB whatever the tokens. Few tokens have
+/// whole chunks in a stage (each stage costs a warp some 40 instructions), many tokens need the slack of more
+/// stages.
 template <int kN>
-inline constexpr int kXBlocks = kN <= 16   ? 4
-                                : kN == 32 ? 2
-                                           : 1;
-inline constexpr int kXStages = 4;
+inline constexpr int kXBlocks = kN <= 16 ? 8 : 64 / kN;
+template <int kN>
+inline constexpr int kXStages = 256 / kN / kXBlocks<kN>;
+
+/// Helper warps: kFetchWarps bring the chunks of kWarps / kFetchWarps multiplying warps each, one brings X.
+inline constexpr int kFetchWarps = 3;
+template <int kWarps>
+inline constexpr int kThreads = (kWarps + kFetchWarps + 1) * 32;
 
 /// The shared-memory map; kWarps · kSpmmStages slots of `slot_bytes` follow, then kSlotOverrun.
 template <int kN, int kWarps>
 struct SharedMap {
-  alignas(1024) uint8_t x[kXStages][kXBlocks<kN>][kN * 128];  // [token][64 columns], 128-byte swizzle
-  uint64_t x_full[kXStages];
-  uint64_t x_empty[kXStages];
+  alignas(1024) uint8_t x[kXStages<kN>][kXBlocks<kN>][kN * 128];  // [token][64 columns], 128-byte swizzle
+  uint64_t x_full[kXStages<kN>];
+  uint64_t x_empty[kXStages<kN>];
   uint64_t chunk_full[kWarps][kSpmmStages];
+  uint64_t chunk_empty[kWarps][kSpmmStages];
   alignas(128) uint8_t slots[];
 };
 inline constexpr int kSlotOverrun = 2 * kChunkRowBytes;  // windows may begin at the row after the last
@@ -85,86 +93,110 @@ struct ChunkWalk {
   }
 };
 
-/// Brings a warp's chunks into its slots, in order. The directory is read one chunk ahead.
-struct ChunkFetch {
-  ChunkWalk walk;
-  int strip;
-  int left;  // chunks still to fetch
-  uint64_t policy;
-  uint32_t before_weights[4];  // 1 for the bytes of heights of the columns before this lane's
-  uint32_t entry_word = 0;     // lanes 0 … 3: the heights' words, lane 4: the offset
-  uint32_t own_height = 0;
+/// One multiplying warp's chunks as a fetch warp sees them. The directory is read one chunk ahead.
+struct ChunkSource {
+  const uint32_t* entry_pointer = nullptr;  // lanes 0 … 3: the heights' words, others: the offset
+  uint32_t entry_word = 0;
+  int strip = 0;
 
-  /// Lanes q and q + 16 serve column q: lanes of a half warp write one row, each its own banks.
-  __device__ ChunkFetch(const Problem& p, ChunkWalk first, int first_strip, int count, int lane)
-      : walk(first),
-        strip(first_strip),
-        left(first_strip < p.strips ? count : 0),
-        policy(ptx::evict_first_policy()) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int bytes = min(max(lane % 16 - 4 * i, 0), 4);
-      before_weights[i] = uint32_t((uint64_t{1} << (8 * bytes)) - 1) & 0x01010101u;
-    }
-    read_directory(p, lane);
+  ChunkSource() = default;
+  __device__ ChunkSource(const Problem& p, int strip, int chunk, int lane) : strip(strip) {
+    const int64_t entry = int64_t(strip) * p.shape.chunks + chunk;
+    entry_pointer =
+        lane < 4 ? reinterpret_cast<const uint32_t*>(p.heights + entry) + lane : p.offsets + entry;
   }
-
-  /// A word a lane: values the compiler knew to be the warp's it would move to uniform registers at once, and
-  /// wait.
-  __device__ void read_directory(const Problem& p, int lane) {
-    if (left <= 0) return;
-    const int64_t entry = int64_t(strip) * p.shape.chunks + walk.chunk;
-    const auto* heights = reinterpret_cast<const uint32_t*>(&p.heights[entry]);
-    const uint32_t* word = lane < 4 ? heights + lane : p.offsets + entry;
-    if (lane < 5) entry_word = *word;
-    own_height = p.heights[entry].row[lane % 16];
+  /// The compiler must not know the word to be the warp's, or it moves it to a uniform register at once and
+  /// waits.
+  __device__ void read(const Problem& p, int lane) {
+    if (strip < p.strips && lane < 5) entry_word = *entry_pointer;
   }
-
-  /// Starts the copies of the next chunk: ranks, masks and whole rows in bulk, the columns above by the
-  /// lanes.
-  template <int kWarps>
-  __device__ void next(const Problem& p, uint32_t slot, uint32_t barrier, int lane) {
-    if (left <= 0) return;
-    const int blocks = walk.blocks(p);
-    const auto height_word = [&](int i) { return __shfl_sync(~0u, entry_word, i); };
-    const uint32_t last_heights = height_word(3), first_heights = height_word(0);
-    const uint8_t* from = p.data + uint64_t(__shfl_sync(~0u, entry_word, 4)) * kChunkAlign;
-    const uint32_t rows = last_heights >> 24;
-    const uint32_t whole = kChunkRankBytes + (blocks + rows) * kChunkRowBytes;
-    if (ptx::elect_one()) {
-      ptx::barrier_arrive_expect(barrier, whole);
-      ptx::copy_bulk(slot, from, whole, barrier, policy);
-    }
-    uint32_t before = 0;  // rows of the columns before ours
-    before = __dp4a(first_heights, before_weights[0], before);
-    before = __dp4a(height_word(1), before_weights[1], before);
-    before = __dp4a(height_word(2), before_weights[2], before);
-    before = __dp4a(last_heights, before_weights[3], before);
-    const int q = lane % 16, odd = lane / 16;  // every other row is ours
-    const uint8_t* source = from + whole + (before - q * rows + odd) * 8;
-    uint32_t target = slot + whole + odd * kChunkRowBytes + q * 8;
-    int height = int(own_height - rows) - odd;
-    const int highest = int((first_heights & 255u) - rows);
-#pragma unroll 1
-    for (int done = 0; done < highest; done += 2 * kUnrolled) {
-#pragma unroll
-      for (int i = 0; i < kUnrolled; ++i) {
-        if (height > 2 * i) ptx::copy_async_8(target + i * 2 * kChunkRowBytes, source + i * 2 * 8);
-      }
-      target += kUnrolled * 2 * kChunkRowBytes;
-      source += kUnrolled * 2 * 8;
-      height -= kUnrolled * 2;
-    }
-    ptx::barrier_arrive_copies(barrier);
-    --left;
-    if (walk.next(p)) {
-      strip += kWarps;
-      if (strip >= p.strips) left = 0;
-    }
-    read_directory(p, lane);
-  }
-  static constexpr int kUnrolled = 8;  // 16 rows: more than most chunks have above the whole ones
+  __device__ void skip(int entries, int lane) { entry_pointer += int64_t(entries) * (lane < 4 ? 4 : 1); }
 };
+
+/// Starts the copies of one chunk into `slot`: ranks, masks and whole rows in bulk, the columns above by the
+/// lanes. Lane q of a half warp serves column q: together they write a row, each its own banks; the upper
+/// half has every second row.
+__device__ void fetch_chunk(const Problem& p, const ChunkSource& source, int blocks, uint32_t slot,
+                            uint32_t full, uint32_t empty, uint32_t parity,
+                            const uint32_t (&before_weights)[4], uint64_t policy, int lane) {
+  const int q = lane % 16, odd = lane / 16;
+  uint32_t height_words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) height_words[i] = __shfl_sync(~0u, source.entry_word, i);
+  const uint32_t own_word = __shfl_sync(~0u, source.entry_word, q / 4);
+  const uint8_t* from = p.data + uint64_t(__shfl_sync(~0u, source.entry_word, 4)) * kChunkAlign;
+  const uint32_t rows = height_words[3] >> 24;
+  const uint32_t whole = kChunkRankBytes + (blocks + rows) * kChunkRowBytes;
+  uint32_t before = 0;  // rows of the columns before ours
+#pragma unroll
+  for (int i = 0; i < 4; ++i) before = __dp4a(height_words[i], before_weights[i], before);
+  const uint8_t* column = from + whole + (before - q * rows + odd) * 8;
+  uint32_t target = slot + whole + odd * kChunkRowBytes + q * 8;
+  int height = int((own_word >> (q % 4 * 8) & 255u) - rows) - odd;
+  const int highest = int((height_words[0] & 255u) - rows);
+  ptx::barrier_wait(empty, parity);
+  if (lane == 0) {
+    ptx::barrier_arrive_expect(full, whole);
+    ptx::copy_bulk(slot, from, whole, full, policy);
+  }
+  constexpr int kUnrolled = 8;
+#pragma unroll 1
+  for (int done = 0; done < highest; done += 2 * kUnrolled) {
+#pragma unroll
+    for (int i = 0; i < kUnrolled; ++i) {
+      if (height > 2 * i) ptx::copy_async_8(target + i * 2 * kChunkRowBytes, column + i * 2 * 8);
+    }
+    target += kUnrolled * 2 * kChunkRowBytes;
+    column += kUnrolled * 2 * 8;
+    height -= kUnrolled * 2;
+  }
+  ptx::barrier_arrive_copies(full);
+}
+
+/// A fetch warp: brings the chunks of multiplying warps `first`, first + kFetchWarps, …
+template <int kN, int kWarps>
+__device__ void bring_chunks(const Problem& p, SharedMap<kN, kWarps>& shared, ChunkWalk walk, int row_block,
+                             int units, int first, int lane) {
+  constexpr int kServed = (kWarps + kFetchWarps - 1) / kFetchWarps;
+  const uint64_t policy = ptx::evict_first_policy();
+  uint32_t before_weights[4];  // 1 for the bytes of heights of the columns before this lane's
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int bytes = min(max(lane % 16 - 4 * i, 0), 4);
+    before_weights[i] = uint32_t((uint64_t{1} << (8 * bytes)) - 1) & 0x01010101u;
+  }
+  ChunkSource sources[kServed];
+#pragma unroll
+  for (int i = 0; i < kServed; ++i) {
+    sources[i] = ChunkSource(p, row_block * kWarps + first + i * kFetchWarps, walk.chunk, lane);
+    sources[i].read(p, lane);
+  }
+  int stage = 0;
+  uint32_t parity = 1;  // the slots begin empty
+  for (int unit = 0; unit < units; ++unit) {
+    const int blocks = walk.blocks(p);
+    const bool wraps = walk.next(p);
+#pragma unroll
+    for (int i = 0; i < kServed; ++i) {
+      const int warp = first + i * kFetchWarps;
+      if (kWarps % kFetchWarps && warp >= kWarps) break;
+      ChunkSource& source = sources[i];
+      if (source.strip < p.strips) {
+        const uint32_t slot = ptx::shared_address(shared.slots) + (warp * kSpmmStages + stage) * p.slot_bytes;
+        fetch_chunk(p, source, blocks, slot, ptx::shared_address(&shared.chunk_full[warp][stage]),
+                    ptx::shared_address(&shared.chunk_empty[warp][stage]), parity, before_weights, policy,
+                    lane);
+      }
+      source.skip(wraps ? (kWarps - 1) * p.shape.chunks + 1 : 1, lane);
+      if (wraps) source.strip += kWarps;
+      if (unit + 1 < units) source.read(p, lane);
+    }
+    if (++stage == kSpmmStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+}
 
 /// The producer warp: brings X, stage by stage, for all units of the block.
 template <int kN, int kWarps>
@@ -176,8 +208,8 @@ __device__ void bring_x(const Problem& p, const CUtensorMap* map, SharedMap<kN, 
   int block = p.shape.block_begin(walk.chunk);
   for (int unit = 0; unit < units; ++unit) {
     const int last = block + walk.blocks(p);
-    for (; block < last; block += kXBlocks<kN>) {
-      const int count = min(kXBlocks<kN>, last - block);
+    for (; block < last; block += p.x_blocks) {
+      const int count = min(p.x_blocks, last - block);
       const uint32_t full = ptx::shared_address(&shared.x_full[stage]);
       ptx::barrier_wait(ptx::shared_address(&shared.x_empty[stage]), parity);
       if (p.x_by_box) {
@@ -199,7 +231,7 @@ __device__ void bring_x(const Problem& p, const CUtensorMap* map, SharedMap<kN, 
         __syncwarp();
         if (lane == 0) ptx::barrier_arrive(full);
       }
-      if (++stage == kXStages) {
+      if (++stage == kXStages<kN>) {
         stage = 0;
         parity ^= 1;
       }
@@ -210,6 +242,7 @@ __device__ void bring_x(const Problem& p, const CUtensorMap* map, SharedMap<kN, 
 
 /// Stage and phase of X as a multiplying warp sees them. A stage is let go one tile late: its last wgmma is
 /// then over.
+template <int kN>
 struct XStage {
   uint32_t full;  // shared address of x_full[0]; x_empty[0] is kXStages barriers on
   int stage = 0;
@@ -222,19 +255,16 @@ struct XStage {
     used = 0;
   }
   __device__ void next() {
-    used = full + 8 * (kXStages + stage);
-    if (++stage == kXStages) {
+    used = full + 8 * (kXStages<kN> + stage);
+    if (++stage == kXStages<kN>) {
       stage = 0;
       parity ^= 1;
     }
   }
 };
 
-#ifndef SPINFER_WGMMA_FROM
-#define SPINFER_WGMMA_FROM 32
-#endif
 template <int kN>
-inline constexpr bool kUseWgmma = kN >= SPINFER_WGMMA_FROM;
+inline constexpr bool kUseWgmma = kN >= 32;
 
 /// acc += two assembled tiles · X's columns of a pair, by wgmma. X is read from shared memory by the tensor
 /// cores.
@@ -279,48 +309,59 @@ struct WarpMultiplier {
   }
 };
 
+/// A warp's way through its chunk, a pair of tiles a step. Three pairs are under way: the table entries of
+/// one and the values of one are being loaded while one is assembled. Behind the chunk the masks are zero,
+/// which loads what is there and moves nothing.
+struct StripCursor {
+  StripDecoder decoder;
+  uint32_t masks;
+  int blocks;
+  uint32_t next_mask;
+  PairEntries entries;
+  PairWindow window;
+
+  __device__ StripCursor(const Problem& p, uint32_t slot, int blocks, int lane)
+      : decoder{p.factors, 0}, masks(slot + kChunkRankBytes + 4 * lane), blocks(blocks) {
+    uint32_t rank;
+    asm volatile("ld.shared.u8 %0, [%1];" : "=r"(rank) : "r"(slot + lane));
+    const BlockNibbles first(load_shared(masks));
+    next_mask = mask_of(1);
+    decoder.column = slot + kChunkRankBytes + blocks * kChunkRowBytes + 4 * rank;
+    decoder.load_entries(first, 0, entries);
+    decoder.load_window(entries, window);
+    decoder.load_entries(first, 1, entries);
+  }
+  __device__ uint32_t mask_of(int block) const {
+    return block < blocks ? load_shared(masks + block * kChunkRowBytes) : 0u;
+  }
+  /// The registers of the current block's pair 0, then 1; starts the loads of the two pairs to come.
+  __device__ void step(int block, int pair, uint32_t (&a)[8]) {
+    window.assemble(a);
+    decoder.load_window(entries, window);
+    decoder.load_entries(BlockNibbles(next_mask), pair, entries);
+    if (pair == 1) next_mask = mask_of(block + 2);
+  }
+};
+
 /// acc += chunk · X. `slot` holds the unfolded chunk. The last wgmmas may still run on return.
-///
-/// Three pairs of tiles are under way: one's table entries and one's values are being loaded while one is
-/// assembled and multiplied. Behind the chunk the masks are zero, which loads what is there and moves
-/// nothing.
 template <int kN, int kWarps>
 __device__ void multiply_chunk(const Problem& p, SharedMap<kN, kWarps>& shared, uint32_t slot, int blocks,
-                               XStage& x, int lane, float (&acc)[kN / 2]) {
+                               XStage<kN>& x, int lane, float (&acc)[kN / 2]) {
   using Multiplier = std::conditional_t<kUseWgmma<kN>, WarpgroupMultiplier<kN>, WarpMultiplier<kN>>;
-  uint32_t rank;
-  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(rank) : "r"(slot + lane));
-  uint32_t masks = slot + kChunkRankBytes + 4 * lane;
-  const auto mask_of = [&](int block) {
-    return block < blocks ? load_shared(masks + block * kChunkRowBytes) : 0u;
-  };
-  StripDecoder decoder{p.factors, slot + kChunkRankBytes + blocks * kChunkRowBytes + 4 * rank};
-  PairEntries entries[2];
-  PairWindow window;
-  const uint32_t first_mask = load_shared(masks);
-  uint32_t next_mask = mask_of(1);
-  decoder.load_entries(first_mask, 0, entries[0]);
-  decoder.load_entries(first_mask, 1, entries[1]);
-  decoder.load_window(entries[0], window);
-  for (int begin = 0; begin < blocks; begin += kXBlocks<kN>) {
-    const int end = min(begin + kXBlocks<kN>, blocks);
+  StripCursor cursor(p, slot, blocks, lane);
+  for (int begin = 0; begin < blocks; begin += p.x_blocks) {
+    const int end = min(begin + p.x_blocks, blocks);
     Multiplier multiplier(ptx::shared_address(shared.x) + x.stage * uint32_t(sizeof(shared.x[0])), lane);
     x.wait();
 #pragma unroll 1
     for (int block = begin; block < end; ++block) {
-      const uint32_t mask = next_mask;
-      next_mask = mask_of(block + 2);
 #pragma unroll
       for (int pair = 0; pair < 2; ++pair) {
-        PairWindow next;
         multiplier.load(pair);
-        decoder.load_entries(mask, pair, entries[pair]);
-        decoder.load_window(entries[1 - pair], next);
         uint32_t a[8];
-        window.assemble(a);
+        cursor.step(block, pair, a);
         multiplier.multiply(acc, a, pair);
         if (kUseWgmma<kN> && pair == 0) x.let_go(lane);
-        window = next;
       }
       multiplier.next_block();
     }
@@ -352,65 +393,79 @@ __device__ void store_rows(const Problem& p, int strip, int lane, const float (&
   }
 }
 
-/// Ends a run of units of one row block. If other blocks have units of it too, their sums meet in the
+/// A row block's owners: the blocks that have units of it. If there are several their sums meet in the
 /// workspace: who comes last adds them in block order, so the result does not depend on who that is.
 template <int kN, int kWarps>
-__device__ void finish_row_block(const Problem& p, int row_block, int warp, int lane,
-                                 const float (&acc)[kN / 2]) {
-  const int strip = row_block * kWarps + warp;
-  if (strip >= p.strips) return;
-  ptx::wait_for_previous_grids();
-  const int grid = int(gridDim.x), me = int(blockIdx.x);
-  const int first = block_of(p.units, grid, row_block * p.shape.chunks);
-  const int last = block_of(p.units, grid, (row_block + 1) * p.shape.chunks - 1);
-  if (first == last) return store_rows<kN>(p, strip, lane, acc);
-  const auto partial = [&](int block) {
-    const bool is_first = first_unit(p.units, grid, block) / p.shape.chunks == row_block;
+struct RowBlockEnd {
+  int row_block, strip, first, last;
+  uint32_t arrived = 0;  // of the others, when `peek` looked
+
+  __device__ RowBlockEnd(const Problem& p, int row_block, int warp)
+      : row_block(row_block),
+        strip(row_block * kWarps + warp),
+        first(block_of(p.units, int(gridDim.x), row_block * p.shape.chunks)),
+        last(block_of(p.units, int(gridDim.x), (row_block + 1) * p.shape.chunks - 1)) {}
+
+  __device__ float4* partial(const Problem& p, int block, int warp, int lane) const {
+    const bool is_first = first_unit(p.units, int(gridDim.x), block) / p.shape.chunks == row_block;
     return p.partials + ((int64_t(block) * 2 + !is_first) * kWarps + warp) * (kN / 8) * 32 + lane;
-  };
-  float4* mine = partial(me);
-#pragma unroll
-  for (int i = 0; i < kN / 8; ++i) {
-    mine[i * 32] = make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
   }
-  __threadfence();
-  __syncwarp();  // all lanes' sums are out before the ticket says so
-  uint32_t ticket = 0;
-  if (lane == 0) ticket = atomicAdd(&p.tickets[strip], 1u);
-  if (__shfl_sync(~0u, ticket, 0) != uint32_t(last - first)) return;
-  __threadfence();
-  float sum[kN / 2] = {};
-  for (int block = first; block <= last; ++block) {
-    const float4* from = partial(block);
+  /// Begins to read how many others are done. Before the run's last chunk: mostly all are, and nothing of
+  /// ours need be written.
+  __device__ void peek(const Problem& p) {
+    ptx::wait_for_previous_grids();
+    if (first != last) arrived = ptx::load_acquire(&p.tickets[strip]);
+  }
+  __device__ void finish(const Problem& p, int warp, int lane, const float (&acc)[kN / 2]) const {
+    const int me = int(blockIdx.x);
+    if (first == last) return store_rows<kN>(p, strip, lane, acc);
+    if (__shfl_sync(~0u, arrived, 0) != uint32_t(last - first)) {
+      float4* mine = partial(p, me, warp, lane);
 #pragma unroll
-    for (int i = 0; i < kN / 8; ++i) {
-      const float4 v = __ldcg(from + i * 32);
-      sum[4 * i] += v.x;
-      sum[4 * i + 1] += v.y;
-      sum[4 * i + 2] += v.z;
-      sum[4 * i + 3] += v.w;
+      for (int i = 0; i < kN / 8; ++i) {
+        mine[i * 32] = make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
+      }
+      __syncwarp();  // all lanes' sums are out before the ticket says so
+      uint32_t ticket = 0;
+      if (lane == 0) ticket = ptx::add_acquire_release(&p.tickets[strip], 1u);
+      if (__shfl_sync(~0u, ticket, 0) != uint32_t(last - first)) return;
     }
+    float sum[kN / 2] = {};
+    for (int block = first; block <= last; ++block) {
+      const float4* from = partial(p, block, warp, lane);
+#pragma unroll
+      for (int i = 0; i < kN / 8; ++i) {
+        float4 v = make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
+        if (block != me) v = __ldcg(from + i * 32);
+        sum[4 * i] += v.x;
+        sum[4 * i + 1] += v.y;
+        sum[4 * i + 2] += v.z;
+        sum[4 * i + 3] += v.w;
+      }
+    }
+    if (lane == 0) p.tickets[strip] = 0;
+    store_rows<kN>(p, strip, lane, sum);
   }
-  if (lane == 0) p.tickets[strip] = 0;
-  store_rows<kN>(p, strip, lane, sum);
-}
+};
 
 template <int kN, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32 + 32, 1)
+__global__ void __launch_bounds__(kThreads<kWarps>, 1)
     spmm_stream_kernel(const __grid_constant__ Problem p, const __grid_constant__ CUtensorMap x_map) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   __shared__ NibbleEntry nibble_table[16];
   extern __shared__ __align__(1024) uint8_t raw[];
   auto& shared = *reinterpret_cast<SharedMap<kN, kWarps>*>(raw);
   const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0);  // known to be uniform
   const int lane = int(threadIdx.x) % 32;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kXStages; ++i) {
+    for (int i = 0; i < kXStages<kN>; ++i) {
       ptx::barrier_init(ptx::shared_address(&shared.x_full[i]), 1);
       ptx::barrier_init(ptx::shared_address(&shared.x_empty[i]), kWarps);
     }
     for (int i = 0; i < kWarps * kSpmmStages; ++i) {
       ptx::barrier_init(ptx::shared_address(&shared.chunk_full[0][i]),
-                        32 + 1);  // the lanes' columns and the bulk
+                        32 + 1);  // the lanes' columns, the bulk
+      ptx::barrier_init(ptx::shared_address(&shared.chunk_empty[0][i]), 1);
     }
     ptx::barrier_init_fence();
   }
@@ -422,49 +477,56 @@ __global__ void __launch_bounds__(kWarps * 32 + 32, 1)
   const int end = first_unit(p.units, int(gridDim.x), int(blockIdx.x) + 1);
   ChunkWalk walk(p, begin % p.shape.chunks);
   int row_block = begin / p.shape.chunks;
-  if (warp == kWarps) return bring_x<kN, kWarps>(p, &x_map, shared, walk, end - begin, lane);
-
-  const uint32_t slots = ptx::shared_address(shared.slots) + warp * kSpmmStages * p.slot_bytes;
-  const uint32_t barriers = ptx::shared_address(shared.chunk_full[warp]);
-  ChunkFetch fetch(p, walk, row_block * kWarps + warp, end - begin, lane);
-  for (int i = 0; i < kSpmmStages; ++i) {
-    fetch.next<kWarps>(p, slots + i * p.slot_bytes, barriers + 8 * i, lane);
+  if (warp == kWarps + kFetchWarps) return bring_x<kN, kWarps>(p, &x_map, shared, walk, end - begin, lane);
+  if (warp >= kWarps) {
+    return bring_chunks<kN, kWarps>(p, shared, walk, row_block, end - begin, warp - kWarps, lane);
   }
 
-  XStage x{ptx::shared_address(shared.x_full)};
+  const uint32_t slots = ptx::shared_address(shared.slots) + warp * kSpmmStages * p.slot_bytes;
+  const uint32_t full = ptx::shared_address(shared.chunk_full[warp]);
+  const uint32_t empty = ptx::shared_address(shared.chunk_empty[warp]);
+  XStage<kN> x{ptx::shared_address(shared.x_full)};
   int stage = 0;
   uint32_t parity = 0;
   float acc[kN / 2] = {};
-  for (int unit = begin; unit < end; ++unit) {
-    const int blocks = walk.blocks(p);
-    // Warpgroups whose 64 rows lie behind the matrix only let X pass.
-    if (row_block * kWarps + warp < p.strips) {
-      const uint32_t slot = slots + stage * p.slot_bytes;
-      ptx::barrier_wait(barriers + 8 * stage, parity);
-      multiply_chunk<kN, kWarps>(p, shared, slot, blocks, x, lane, acc);
-      ptx::fence_async_proxy();  // our reads of the slot before the bulk copy that refills it
-      __syncwarp();
-      fetch.next<kWarps>(p, slot, barriers + 8 * stage, lane);
+  for (int unit = begin; unit < end;) {
+    RowBlockEnd<kN, kWarps> row_block_end(p, row_block, warp);
+    const bool inside = row_block_end.strip < p.strips;  // else the warpgroup only lets X pass
+    for (bool last = false; !last; ++unit) {
+      const int blocks = walk.blocks(p);
+      last = walk.next(p) || unit + 1 == end;
+      if (!inside) {
+#pragma unroll 1
+        for (int block = 0; block < blocks; block += p.x_blocks) {
+          x.wait();
+          x.let_go(lane);
+          x.next();
+        }
+        continue;
+      }
+      if (last) row_block_end.peek(p);
+      ptx::barrier_wait(full + 8 * stage, parity);
+      multiply_chunk<kN, kWarps>(p, shared, slots + stage * p.slot_bytes, blocks, x, lane, acc);
+      __syncwarp();  // all lanes have read the slot
+      if (lane == 0) {
+        ptx::fence_async_proxy();  // what lanes' copies wrote and we read, before the bulk copy that refills
+                                   // it
+        ptx::barrier_arrive(empty + 8 * stage);
+      }
       if (++stage == kSpmmStages) {
         stage = 0;
         parity ^= 1;
       }
-    } else {
-#pragma unroll 1
-      for (int block = 0; block < blocks; block += kXBlocks<kN>) {
-        x.wait();
-        x.let_go(lane);
-        x.next();
-      }
     }
-    if (walk.next(p) || unit + 1 == end) {
-      if (kUseWgmma<kN>) ptx::wgmma_wait<0>();
-      finish_row_block<kN, kWarps>(p, row_block, warp, lane, acc);
+    if (kUseWgmma<kN>) ptx::wgmma_wait<0>();
+    if (inside) row_block_end.finish(p, warp, lane, acc);
 #pragma unroll
-      for (int i = 0; i < kN / 2; ++i) acc[i] = 0.0f;
-      ++row_block;
-    }
+    for (int i = 0; i < kN / 2; ++i) acc[i] = 0.0f;
+    ++row_block;
   }
+#else
+  __trap();  // sm_90a only; plans choose this kernel nowhere else
+#endif
 }
 
 template <int kN, int kWarps>
@@ -477,7 +539,7 @@ void launch(const Problem& problem, const SpmmPlan& plan, const CUtensorMap& map
   dependent.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(plan.grid));
-  config.blockDim = dim3(unsigned(kWarps * 32 + 32));
+  config.blockDim = dim3(unsigned(kThreads<kWarps>));
   config.dynamicSmemBytes = size_t(plan.shared_bytes);
   config.stream = stream;
   config.attrs = &dependent;
@@ -502,13 +564,13 @@ void launch_for_tokens(const Problem& problem, const SpmmPlan& plan, const CUten
 
 // The plan's constant is this kernel's map.
 template <int kN>
-using WidestMap = SharedMap<kN, 16>;
+using WidestMap = SharedMap<kN, 12>;
 template <int kN>
 constexpr int slots_begin = offsetof(WidestMap<kN>, slots);
-static_assert(slots_begin<8> + kSlotOverrun <= spmm_fixed_bytes(8));
-static_assert(slots_begin<16> + kSlotOverrun <= spmm_fixed_bytes(16));
-static_assert(slots_begin<32> + kSlotOverrun <= spmm_fixed_bytes(32));
-static_assert(slots_begin<64> + kSlotOverrun <= spmm_fixed_bytes(64));
+static_assert(slots_begin<8> + kSlotOverrun <= kSpmmFixedBytes);
+static_assert(slots_begin<16> + kSlotOverrun <= kSpmmFixedBytes);
+static_assert(slots_begin<32> + kSlotOverrun <= kSpmmFixedBytes);
+static_assert(slots_begin<64> + kSlotOverrun <= kSpmmFixedBytes);
 
 }  // namespace
 
@@ -533,6 +595,9 @@ void spmm_stream(Context& context, const SpmmArgs& args) {
   p.extra_blocks = shape.blocks() % shape.chunks;
   p.units = int(plan.units);
   p.slot_bytes = plan.slot_bytes;
+  const int x_room = plan.n_tile <= 16 ? 8 : 64 / plan.n_tile;
+  const int x_stages = (shape.max_chunk_blocks() + x_room - 1) / x_room;
+  p.x_blocks = (shape.max_chunk_blocks() + x_stages - 1) / x_stages;
   p.n = args.n;
   p.x = reinterpret_cast<const __half*>(args.x);
   p.epilogue = {reinterpret_cast<const __half*>(args.bias), reinterpret_cast<const __half*>(args.residual),
@@ -543,14 +608,10 @@ void spmm_stream(Context& context, const SpmmArgs& args) {
   p.tickets = args.w.tickets;
   CUtensorMap map{};
   p.x_by_box = make_activation_map(map, args.x, args.n, shape.k, kBlockColumns, plan.n_tile);
-  switch (plan.warps) {
-    case 8:
-      return launch_for_tokens<8>(p, plan, map, context.stream());
-    case 12:
-      return launch_for_tokens<12>(p, plan, map, context.stream());
-    default:
-      return launch_for_tokens<16>(p, plan, map, context.stream());
-  }
+  check(plan.warps == 8 || plan.warps == 12, "stream SpMM {}×{}: {} warps, legal are 8 and 12", shape.m,
+        shape.k, plan.warps);
+  if (plan.warps == 8) return launch_for_tokens<8>(p, plan, map, context.stream());
+  launch_for_tokens<12>(p, plan, map, context.stream());
 }
 
 }  // namespace spinfer::cuda

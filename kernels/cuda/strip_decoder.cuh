@@ -92,6 +92,12 @@ struct PairWindow {
   }
 };
 
+/// A block's mask word, its nibbles one a byte.
+struct BlockNibbles {
+  uint32_t even, odd;
+  __device__ explicit BlockNibbles(uint32_t mask) : even(mask & 0x0f0f0f0fu), odd(mask >> 4 & 0x0f0f0f0fu) {}
+};
+
 /// One lane's place in its stream. Positions are in sixteenths of a half: a word is 32, so that the position
 /// is also the amount of the funnel shift that aligns an odd half (shifts take it modulo 32).
 struct StripDecoder {
@@ -100,12 +106,11 @@ struct StripDecoder {
   uint32_t position = 0;
 
   /// Starts the table loads of pair p (0 or 1) of a block.
-  __device__ void load_entries(uint32_t mask, int p, PairEntries& pair) const {
-    const uint32_t even = mask & 0x0f0f0f0fu, odd = mask >> 4 & 0x0f0f0f0fu;
+  __device__ void load_entries(const BlockNibbles& block, int p, PairEntries& pair) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      load_entry(__dp4a(even, factors.index[2 * p + i], 0u), pair.entry[2 * i]);
-      load_entry(__dp4a(odd, factors.index[2 * p + i], 0u), pair.entry[2 * i + 1]);
+      load_entry(__dp4a(block.even, factors.index[2 * p + i], 0u), pair.entry[2 * i]);
+      load_entry(__dp4a(block.odd, factors.index[2 * p + i], 0u), pair.entry[2 * i + 1]);
     }
   }
   /// Starts the loads of the pair's values. Pairs must come in order.
