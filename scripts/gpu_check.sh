@@ -1,21 +1,24 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, on the machine that has one: correctness, compute-sanitizer, kernel speed.
 #
-#   scripts/gpu_check.sh [--bin DIR] [--out DIR] [--only tests,sanitizer,large,prefill,small,baselines]
+#   scripts/gpu_check.sh [--bin DIR] [--out DIR] [--archive FILE] [--only PART,…]
 #
-# --bin   folder of the built programs (default: build). A folder with gpu_tests and gpu_linear_bench side by side does
-#         too, for machines that cannot build the tree.
-# --out   where results go (default: $OUT, else gpu_check_results): NAME.json of each bench, summary.txt, logs.tar.gz
-# --only  some parts; besides those run by default: paper (the 31 matrices of Figure 10, with SMBD), cusparse, fused
+# --bin      folder of the built programs (default: build). A folder with gpu_tests and gpu_linear_bench side by side does
+#            too, for machines that cannot build the tree.
+# --out      where results go (default: $OUT, else gpu_check_results): NAME.json of each bench, summary.txt, logs/
+# --archive  a .tar.gz of all that, rewritten after every part
+# --only     some of tests,large,prefill,small,baselines,sanitizer (the default, in this order) and paper (the 31 matrices
+#            of Figure 10, with SMBD), cusparse, fused
 # Exit status 0 only if every part passed. SPINFER_COMMIT names the commit where .git is not there.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-bin=build out=${OUT:-gpu_check_results} only=tests,sanitizer,large,prefill,small,baselines
+bin=build out=${OUT:-gpu_check_results} archive='' only=tests,large,prefill,small,baselines,sanitizer
 while [ $# -gt 0 ]; do
   case $1 in
     --bin) bin=$2; shift 2 ;;
     --out) out=$2; shift 2 ;;
+    --archive) archive=$2; shift 2 ;;
     --only) only=$2; shift 2 ;;
     *) echo "gpu_check.sh: unknown argument $1 (see the head of the script)" >&2; exit 2 ;;
   esac
@@ -28,33 +31,22 @@ tests=$(find_program gpu_tests) bench=$(find_program gpu_linear_bench)
 export LD_LIBRARY_PATH=$bin:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-}
 wanted() { case ,$only, in *,$1,*) return 0 ;; *) return 1 ;; esac }
 failed=() summary=()
-note() { summary+=("$(printf '%-22s %s' "$1" "$2")"); echo "$SECONDS s: ${summary[-1]}"; }
+pack() { [ -z "$archive" ] || tar -C "$out" -czf "$archive" .; }
+note() { summary+=("$(printf '%-22s %s' "$1" "$2")"); echo "$SECONDS s: ${summary[-1]}"; pack; }
 
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv,noheader | tee "$logs/gpu.txt" || failed+=(nvidia-smi)
 
 if wanted tests; then
-  if "$tests" >"$logs/tests.log" 2>&1; then note tests "$(grep -c '^\[       OK' "$logs/tests.log") passed"
+  if timeout 60 "$tests" >"$logs/tests.log" 2>&1; then note tests "$(grep -c '^\[       OK' "$logs/tests.log") passed"
   else failed+=(tests); note tests "FAILED: $(grep -m3 'Failure' -A12 "$logs/tests.log" | head -30)"; fi
   grep -E '^  (dense|smbd|stream|scratch|fused) ' "$logs/tests.log" |
     awk '{n[$1]+=$2; if ($NF+0>e[$1]+0) e[$1]=$NF} END {for (k in n) printf "  %-8s %5d cases, largest relative error %s\n", k, n[k], e[k]}' |
     tee "$logs/tests_summary.txt"
 fi
 
-if wanted sanitizer; then
-  sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
-  # Only our kernels: racecheck reports hazards inside cuBLAS's own (nvjet_sm90_*), which order their shared memory
-  # by means it does not model.
-  for tool in memcheck racecheck synccheck; do
-    if SPINFER_GPU_TEST_REDUCED=1 timeout 150 "$sanitizer" --tool "$tool" --error-exitcode 9 --kernel-name kernel_substring=spinfer \
-        "$tests" --gtest_filter="${SPINFER_SANITIZER_FILTER:-*:-*AllocationFailure*}" >"$logs/$tool.log" 2>&1; then
-      note "$tool" "clean ($(grep -c '^\[       OK' "$logs/$tool.log") tests)"
-    else failed+=("$tool"); note "$tool" "FAILED (status $?): $(grep -m2 '=========' "$logs/$tool.log" | tail -1)"; fi
-  done
-fi
-
 run_bench() {  # name, then arguments of gpu_linear_bench
   local name=$1; shift
-  if "$bench" "$@" --json "$logs/$name.raw.json" --csv "$logs/$name.csv" >"$logs/$name.log" 2>&1; then
+  if timeout 120 "$bench" "$@" --json "$logs/$name.raw.json" --csv "$logs/$name.csv" >"$logs/$name.log" 2>&1; then
     python3 - "$logs/$name.raw.json" "$out/$name.json" "$commit" "gpu_linear_bench $*" "$(head -1 "$logs/gpu.txt")" <<'PY' && rm "$logs/$name.raw.json"
 import json, sys
 raw, target, commit, command, smi = sys.argv[1:]
@@ -72,9 +64,8 @@ if wanted paper; then run_bench paper --shapes paper -N 8,16,32 --sparsity 0.4,0
 if wanted cusparse; then run_bench cusparse --shapes 4096x4096,8192x8192 -N 8,16,32 --sparsity 0.5,0.7 --kernel cusparse,auto; fi
 if wanted fused; then run_bench fused_shapes --shapes fused -N 8,16,32 --sparsity 0.5,0.6,0.7; fi
 
-{
-echo; echo "== geometric mean of the speed-up over the better cuBLAS, by kernel, n and sparsity =="
-python3 - "$out" <<'PY'
+echo "== geometric mean of the speed-up over the better cuBLAS, by kernel, n and sparsity =="
+python3 - "$out" <<'PY' | tee "$out/summary.txt"
 import glob, json, math, os, sys
 for path in sorted(glob.glob(os.path.join(sys.argv[1], "*.json"))):
     groups = {}
@@ -87,8 +78,23 @@ for path in sorted(glob.glob(os.path.join(sys.argv[1], "*.json"))):
         cells = "  ".join(f"{round(s * 100)}%: {math.exp(sum(map(math.log, v)) / len(v)):.3f}" for s, v in sorted(by.items()))
         print(f"  {kernel:14} n={n:<5} {cells}")
 PY
-echo; printf '%s\n' "${summary[@]}"
-if [ ${#failed[@]} -gt 0 ]; then echo "FAILED: ${failed[*]}"; else echo "all parts passed ($commit)"; fi
-} | tee "$out/summary.txt"
-tar -C "$out" -czf "$out/logs.tar.gz" logs && rm -r "$logs"
+
+if wanted sanitizer; then
+  sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
+  # Only our kernels: racecheck reports hazards inside cuBLAS's own (nvjet_sm90_*), which order their shared memory
+  # by means it does not model.
+  for tool in memcheck racecheck synccheck; do
+    if SPINFER_GPU_TEST_REDUCED=1 timeout 60 "$sanitizer" --tool "$tool" --error-exitcode 9 --kernel-name kernel_substring=spinfer \
+        "$tests" --gtest_filter="${SPINFER_SANITIZER_FILTER:-*:-*AllocationFailure*}" >"$logs/$tool.log" 2>&1; then
+      note "$tool" "clean ($(grep -c '^\[       OK' "$logs/$tool.log") tests)"
+    else failed+=("$tool"); note "$tool" "FAILED (status $?): $(grep -m2 '=========' "$logs/$tool.log" | tail -1)"; fi
+  done
+fi
+
+{
+  echo
+  printf '%s\n' "${summary[@]}"
+  if [ ${#failed[@]} -gt 0 ]; then echo "FAILED: ${failed[*]}"; else echo "all parts passed ($commit)"; fi
+} | tee -a "$out/summary.txt"
+pack
 [ ${#failed[@]} -eq 0 ]
