@@ -25,5 +25,8 @@ if [ "$preset" = release ] && command -v clang++ >/dev/null; then
   fi
 fi
 
-ctest --test-dir "$build_dir" --output-on-failure -j "$(nproc)" --no-tests=error || status=$?
+ctest --test-dir "$build_dir" --output-on-failure -j "$(nproc)" --no-tests=error | tee "$build_dir/ctest.log" || status=$?
+# Once more at the end: after it ctest lists what was skipped, and why fuzzing failed is said above.
+grep 'tests passed' "$build_dir/ctest.log"
+[ "$status" -eq 0 ] || echo "test.sh: not everything passed, see above" >&2
 exit "$status"
