@@ -40,7 +40,7 @@ void fail_file(std::string_view path, std::string_view problem) {
   for (char& c : line) {
     if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = ' ';
   }
-  throw std::runtime_error(line);
+  throw FileError(line);
 }
 
 std::string in_quotes(std::string_view text) {

@@ -20,14 +20,22 @@ struct TokenizerFile {
   std::string content;
 };
 
-/// Throws std::runtime_error "<path>: <problem>" on one line; control characters of `problem` are blanked.
+/// An error whose message names the file.
+class FileError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// Throws FileError "<path>: <problem>" on one line; control characters of `problem` are blanked.
 [[noreturn]] void fail_file(std::string_view path, std::string_view problem);
 
-/// Runs `f`; an std::runtime_error it throws (without a file name) is thrown again by fail_file.
+/// Runs `f`; an std::runtime_error that names no file yet is thrown again by fail_file.
 template <typename F>
 auto naming_file(std::string_view path, F&& f) {
   try {
     return f();
+  } catch (const FileError&) {
+    throw;
   } catch (const std::runtime_error& e) {
     fail_file(path, e.what());
   }

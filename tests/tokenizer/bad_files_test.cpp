@@ -24,7 +24,8 @@ namespace fs = std::filesystem;
 void expect_error(const std::string& error, std::string_view file, std::string_view part,
                   std::string_view name) {
   EXPECT_NE(error, "") << name << " was accepted";
-  EXPECT_NE(error.find(file), std::string::npos) << name << ": " << error;
+  EXPECT_EQ(error.find(file), 0u) << name << ": " << error;
+  EXPECT_EQ(error.rfind(file), 0u) << name << ": " << error;
   EXPECT_NE(error.find(part), std::string::npos) << name << ": " << error;
   EXPECT_EQ(error.find('\n'), std::string::npos) << name << ": " << error;
 }
@@ -288,7 +289,7 @@ TEST(BadFiles, MorePiecesThanRows) {
         sample::load_error({{"tokenizer.model", sample::ranks_file()}}, hints),
         sample::load_error({{"tokenizer.model", sample::model_proto(sample::llama_pieces())}}, hints),
         sample::load_error({{"vocab.json", vocab}, {"merges.txt", merges}}, hints)}) {
-    expect_error(error, "dir/", "the model's vocabulary only 100 rows", "too many pieces");
+    expect_error(error, "dir/", " pieces, the model's vocabulary only 100 rows", "too many pieces");
   }
 }
 
@@ -347,13 +348,14 @@ TEST_F(Directory, InPlaceOfAFile) {
 
 TEST_F(Directory, WithAPipe) {
   ASSERT_EQ(::mkfifo((dir_ / "tokenizer.model").c_str(), 0600), 0);
-  expect_error(load_error(), "tokenizer.model", "is not a regular file", "pipe");
+  expect_error(load_error(), (dir_ / "tokenizer.model").string(), "is not a regular file", "pipe");
 }
 
 TEST_F(Directory, WithAHugeFile) {
   std::ofstream(dir_ / "merges.txt") << "x";
   fs::resize_file(dir_ / "merges.txt", (uintmax_t{64} << 20) + 1);  // sparse
-  expect_error(load_error(), "merges.txt", "has 67108865 bytes, more than the 67108864", "huge");
+  expect_error(load_error(), (dir_ / "merges.txt").string(), "has 67108865 bytes, more than the 67108864",
+               "huge");
 }
 
 TEST_F(Directory, WithAGoodFile) {
