@@ -1,244 +1,74 @@
-#include <cuda_fp16.h>
-
+// The Hopper SpMM of the decode regime: y [n][m] = act(W·x + b) + residual, n ≤ 64, W as strip streams
+// (sm_90a).
+//
+// Layout    kernels/format/strip_stream.h: strips of 16 rows, cut into chunks of some hundred columns; a
+// lane's values are a
+//           stream of its own, streams stand side by side, one bank each. X is [n][k] as it is, no packing.
+// Grid      one block per SM, persistent. A unit is a chunk of every strip of a row block (8 or 12 strips);
+// units are numbered
+//           row block by row block, chunk by chunk, and block b has units [b·U/G, (b+1)·U/G).
+// Warps     a warp multiplies one strip. Three more fetch chunks for them, one brings X: whatever is not
+// decoding would
+//           stand between two chunks otherwise.
+// Lanes     lane l decodes rows l/4 and l/4 + 8, columns 2·(l%4) + {0, 1, 8, 9} of each TCTile: the A
+// fragment of mma.m16n8k16
+//           and of a warp's quarter of wgmma.m64nNk16. Sums are in the C fragment of either.
+// Shared    SharedMap (spmm_shared.cuh): X stages, barriers, then two slots a warp, sized by the matrix's
+// largest chunk. Pipeline  chunk: bulk copy of ranks, masks and whole rows, 8-byte cp.async for the ragged
+// rows above, one mbarrier; slot
+//           refilled when its warp is through. X: bulk tensor copies on an mbarrier ring. Inside a chunk
+//           three pairs of tiles are under way (StripCursor). n ≤ 16: mma.sync with ldmatrix, warps need not
+//           meet; n > 16: wgmma, X is read by the tensor cores. Weights stream before griddepcontrol.wait; X,
+//           residual, y and workspace are touched after it.
+// Split     a row block's sums are added in block order by whoever comes last: bitwise reproducible, and
+// since neither
+//           cut nor grid depends on n, a token's result does not depend on the batch.
+//
+// Roofline  bytes 1.026 … 1.045 × the TCA-BME formula; 2·n flops a weight are far below the tensor cores'
+// rate. At 4.4 TB/s
+//           an SM may spend 16 / 13.5 / 10.6 clocks on a TCTile at 50 / 60 / 70 %. The inner loop has 33
+//           instructions a tile at n = 8 (28 of them decode: 15 on the ALU pipe, which does one every other
+//           clock), a chunk 190 besides, its fetch 130: 45 in all at 70 %, and about 9.5 wavefronts (12 at n
+//           = 16). Measured issue utilisation 65 %.
+// Measured  scripts/results/spmm_decode_h200.json: one H200, weights cold, ratio to the better of
+// cublasGemmEx and autotuned
+//           cublasLt in the same run, geometric mean of nine matrices from 13824×5120 to 28672×8192:
+//             zeros   n = 8   16     32     64
+//             40 %    1.28   1.21   1.05   0.84
+//             50 %    1.41   1.26   1.10   0.90
+//             60 %    1.48   1.32   1.18   0.95
+//             70 %    1.55   1.36   1.20   0.98
+//           4096×4096 at 50 %: 11.4 µs at n = 8, 1.14 ×. Limits: below the byte floor everywhere but near it
+//           at 50 %, n = 8 (74 %); 3 to 6 µs a launch are first loads, uneven units and the split; at n = 64
+//           X is 48 % more bytes to an SM.
+//
+// What was tried (12288×12288, 70 %, n = 8 unless said; µs before → after):
+//   divisions by the chunk count replaced by a running remainder                      64.8 → 64.2
+//   warp number through shfl (uniform registers: half the registers, no R2UR),
+//   decode loads started a tile ahead                                                 64.2 → 59.4
+//   64-bit table entries (count and full mask beside the selectors) instead of popc,
+//   szext and 32-bit entries: 34 → 28 instructions a tile, 2 more wavefronts          59.4 → 53.7
+//   mma.sync instead of wgmma at n = 8; directory words kept out of uniform registers 53.7 → 48.6
+//   fetch warps                                                                       49.9 → 44.8
+//   wgmma instead of mma.sync: n = 16 none, n = 32, 50 %                              65.0 → 63.6, n = 64  93
+//   → 73 two strips a warp, 8 warps (shared X fragments, 10 % fewer instructions)          49.9 → 57.6,
+//   worse: fewer warps 16 warps, chunks two thirds as long                                               48.6
+//   → 53.0, worse table entries loaded two pairs ahead (50 %)                                       49.6
+//   → 50.6, worse waiting by nanosleep, and fence.proxy.async in the fetch instead of in the reader none
 #include <algorithm>
 #include <type_traits>
 
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/epilogue.cuh"
-#include "kernels/cuda/ptx.cuh"
-#include "kernels/cuda/ptx_hopper.cuh"
 #include "kernels/cuda/spmm.h"
-#include "kernels/cuda/strip_decoder.cuh"
+#include "kernels/cuda/spmm_fetch.cuh"
 #include "kernels/cuda/tensor_map.h"
 
 namespace spinfer::cuda {
 namespace {
 
-/// Everything a launch needs, by value.
-struct Problem {
-  StripShape shape;
-  const uint32_t* offsets;
-  const ChunkHeights* heights;
-  const uint8_t* data;
-  int strips;
-  int blocks;         // per strip; a chunk has blocks / chunks of them or one more
-  int fewest_blocks;  // blocks / chunks
-  int extra_blocks;   // blocks % chunks
-  int units;
-  int slot_bytes;
-  int x_blocks;  // of X in a stage; a chunk's stages are about even
-  DecodeFactors factors;
-  int n;
-  bool x_by_box;    // X through the tensor map; otherwise element by element
-  const __half* x;  // [n][k]
-  Epilogue epilogue;
-  void* y;  // [n][m]
-  bool fp32_out;
-  float4* partials;   // [grid][2][warps][n_tile / 8][32]
-  uint32_t* tickets;  // [strips]
-};
-
-/// Room for X in a stage, in blocks of 64 columns, and stages: 32 KiB whatever the tokens. Few tokens have
-/// whole chunks in a stage (each stage costs a warp some 40 instructions), many tokens need the slack of more
-/// stages.
-template <int kN>
-inline constexpr int kXBlocks = kN <= 16 ? 8 : 64 / kN;
-template <int kN>
-inline constexpr int kXStages = 256 / kN / kXBlocks<kN>;
-
-/// Helper warps: kFetchWarps bring the chunks of kWarps / kFetchWarps multiplying warps each, one brings X.
-inline constexpr int kFetchWarps = 3;
-template <int kWarps>
-inline constexpr int kThreads = (kWarps + kFetchWarps + 1) * 32;
-
-/// The shared-memory map; kWarps · kSpmmStages slots of `slot_bytes` follow, then kSlotOverrun.
-template <int kN, int kWarps>
-struct SharedMap {
-  alignas(1024) uint8_t x[kXStages<kN>][kXBlocks<kN>][kN * 128];  // [token][64 columns], 128-byte swizzle
-  uint64_t x_full[kXStages<kN>];
-  uint64_t x_empty[kXStages<kN>];
-  uint64_t chunk_full[kWarps][kSpmmStages];
-  uint64_t chunk_empty[kWarps][kSpmmStages];
-  alignas(128) uint8_t slots[];
-};
-inline constexpr int kSlotOverrun = 2 * kChunkRowBytes;  // windows may begin at the row after the last
-
-__device__ int first_unit(int units, int grid, int block) {
-  return int(int64_t(units) * block / grid);
-}
-/// The block whose run holds `unit`.
-__device__ int block_of(int units, int grid, int unit) {
-  return int((int64_t(unit + 1) * grid - 1) / units);
-}
-
-/// Walks a strip's chunks, round and round. StripShape::chunk_blocks without its divisions.
-struct ChunkWalk {
-  int chunk;
-  int remainder;  // blocks · chunk modulo chunks
-
-  __device__ ChunkWalk(const Problem& p, int first)
-      : chunk(first), remainder(int(int64_t(p.blocks) * first % p.shape.chunks)) {}
-  __device__ int blocks(const Problem& p) const {
-    return p.fewest_blocks + (remainder + p.extra_blocks >= p.shape.chunks);
-  }
-  /// True when it comes round.
-  __device__ bool next(const Problem& p) {
-    remainder += p.extra_blocks;
-    if (remainder >= p.shape.chunks) remainder -= p.shape.chunks;
-    if (++chunk < p.shape.chunks) return false;
-    chunk = 0;
-    return true;
-  }
-};
-
-/// One multiplying warp's chunks as a fetch warp sees them. The directory is read one chunk ahead.
-struct ChunkSource {
-  const uint32_t* entry_pointer = nullptr;  // lanes 0 … 3: the heights' words, others: the offset
-  uint32_t entry_word = 0;
-  int strip = 0;
-
-  ChunkSource() = default;
-  __device__ ChunkSource(const Problem& p, int strip, int chunk, int lane) : strip(strip) {
-    const int64_t entry = int64_t(strip) * p.shape.chunks + chunk;
-    entry_pointer =
-        lane < 4 ? reinterpret_cast<const uint32_t*>(p.heights + entry) + lane : p.offsets + entry;
-  }
-  /// The compiler must not know the word to be the warp's, or it moves it to a uniform register at once and
-  /// waits.
-  __device__ void read(const Problem& p, int lane) {
-    if (strip < p.strips && lane < 5) entry_word = *entry_pointer;
-  }
-  __device__ void skip(int entries, int lane) { entry_pointer += int64_t(entries) * (lane < 4 ? 4 : 1); }
-};
-
-/// Starts the copies of one chunk into `slot`: ranks, masks and whole rows in bulk, the columns above by the
-/// lanes. Lane q of a half warp serves column q: together they write a row, each its own banks; the upper
-/// half has every second row.
-__device__ void fetch_chunk(const Problem& p, const ChunkSource& source, int blocks, uint32_t slot,
-                            uint32_t full, uint32_t empty, uint32_t parity,
-                            const uint32_t (&before_weights)[4], uint64_t policy, int lane) {
-  const int q = lane % 16, odd = lane / 16;
-  uint32_t height_words[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) height_words[i] = __shfl_sync(~0u, source.entry_word, i);
-  const uint32_t own_word = __shfl_sync(~0u, source.entry_word, q / 4);
-  const uint8_t* from = p.data + uint64_t(__shfl_sync(~0u, source.entry_word, 4)) * kChunkAlign;
-  const uint32_t rows = height_words[3] >> 24;
-  const uint32_t whole = kChunkRankBytes + (blocks + rows) * kChunkRowBytes;
-  uint32_t before = 0;  // rows of the columns before ours
-#pragma unroll
-  for (int i = 0; i < 4; ++i) before = __dp4a(height_words[i], before_weights[i], before);
-  const uint8_t* column = from + whole + (before - q * rows + odd) * 8;
-  uint32_t target = slot + whole + odd * kChunkRowBytes + q * 8;
-  int height = int((own_word >> (q % 4 * 8) & 255u) - rows) - odd;
-  const int highest = int((height_words[0] & 255u) - rows);
-  ptx::barrier_wait(empty, parity);
-  if (lane == 0) {
-    ptx::barrier_arrive_expect(full, whole);
-    ptx::copy_bulk(slot, from, whole, full, policy);
-  }
-  constexpr int kUnrolled = 8;
-#pragma unroll 1
-  for (int done = 0; done < highest; done += 2 * kUnrolled) {
-#pragma unroll
-    for (int i = 0; i < kUnrolled; ++i) {
-      if (height > 2 * i) ptx::copy_async_8(target + i * 2 * kChunkRowBytes, column + i * 2 * 8);
-    }
-    target += kUnrolled * 2 * kChunkRowBytes;
-    column += kUnrolled * 2 * 8;
-    height -= kUnrolled * 2;
-  }
-  ptx::barrier_arrive_copies(full);
-}
-
-/// A fetch warp: brings the chunks of multiplying warps `first`, first + kFetchWarps, …
-template <int kN, int kWarps>
-__device__ void bring_chunks(const Problem& p, SharedMap<kN, kWarps>& shared, ChunkWalk walk, int row_block,
-                             int units, int first, int lane) {
-  constexpr int kServed = (kWarps + kFetchWarps - 1) / kFetchWarps;
-  const uint64_t policy = ptx::evict_first_policy();
-  uint32_t before_weights[4];  // 1 for the bytes of heights of the columns before this lane's
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int bytes = min(max(lane % 16 - 4 * i, 0), 4);
-    before_weights[i] = uint32_t((uint64_t{1} << (8 * bytes)) - 1) & 0x01010101u;
-  }
-  ChunkSource sources[kServed];
-#pragma unroll
-  for (int i = 0; i < kServed; ++i) {
-    sources[i] = ChunkSource(p, row_block * kWarps + first + i * kFetchWarps, walk.chunk, lane);
-    sources[i].read(p, lane);
-  }
-  int stage = 0;
-  uint32_t parity = 1;  // the slots begin empty
-  for (int unit = 0; unit < units; ++unit) {
-    const int blocks = walk.blocks(p);
-    const bool wraps = walk.next(p);
-#pragma unroll
-    for (int i = 0; i < kServed; ++i) {
-      const int warp = first + i * kFetchWarps;
-      if (kWarps % kFetchWarps && warp >= kWarps) break;
-      ChunkSource& source = sources[i];
-      if (source.strip < p.strips) {
-        const uint32_t slot = ptx::shared_address(shared.slots) + (warp * kSpmmStages + stage) * p.slot_bytes;
-        fetch_chunk(p, source, blocks, slot, ptx::shared_address(&shared.chunk_full[warp][stage]),
-                    ptx::shared_address(&shared.chunk_empty[warp][stage]), parity, before_weights, policy,
-                    lane);
-      }
-      source.skip(wraps ? (kWarps - 1) * p.shape.chunks + 1 : 1, lane);
-      if (wraps) source.strip += kWarps;
-      if (unit + 1 < units) source.read(p, lane);
-    }
-    if (++stage == kSpmmStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-}
-
-/// The producer warp: brings X, stage by stage, for all units of the block.
-template <int kN, int kWarps>
-__device__ void bring_x(const Problem& p, const CUtensorMap* map, SharedMap<kN, kWarps>& shared,
-                        ChunkWalk walk, int units, int lane) {
-  ptx::wait_for_previous_grids();
-  int stage = 0;
-  uint32_t parity = 1;  // the stages begin empty
-  int block = p.shape.block_begin(walk.chunk);
-  for (int unit = 0; unit < units; ++unit) {
-    const int last = block + walk.blocks(p);
-    for (; block < last; block += p.x_blocks) {
-      const int count = min(p.x_blocks, last - block);
-      const uint32_t full = ptx::shared_address(&shared.x_full[stage]);
-      ptx::barrier_wait(ptx::shared_address(&shared.x_empty[stage]), parity);
-      if (p.x_by_box) {
-        if (lane == 0) {
-          ptx::barrier_arrive_expect(full, count * kN * 128);
-          for (int i = 0; i < count; ++i) {
-            ptx::copy_box(ptx::shared_address(shared.x[stage][i]), map, (block + i) * kBlockColumns, 0, full);
-          }
-        }
-      } else {
-        for (int i = lane; i < count * kN * kBlockColumns; i += 32) {
-          const int col = i % kBlockColumns, token = i / kBlockColumns % kN, b = i / kBlockColumns / kN;
-          const int64_t k = int64_t(block + b) * kBlockColumns + col;
-          const bool inside = token < p.n && k < p.shape.k;
-          auto* row = reinterpret_cast<__half*>(shared.x[stage][b] + token * 128);
-          row[(col / 8 ^ token % 8) * 8 + col % 8] = inside ? p.x[token * p.shape.k + k] : __half(0.0f);
-        }
-        ptx::fence_async_proxy();  // wgmma reads what ordinary stores wrote
-        __syncwarp();
-        if (lane == 0) ptx::barrier_arrive(full);
-      }
-      if (++stage == kXStages<kN>) {
-        stage = 0;
-        parity ^= 1;
-      }
-    }
-    block = walk.next(p) ? 0 : last;
-  }
-}
+using namespace spmm;
 
 /// Stage and phase of X as a multiplying warp sees them. A stage is let go one tile late: its last wgmma is
 /// then over.

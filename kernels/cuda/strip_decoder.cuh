@@ -1,10 +1,10 @@
 // Decodes strip streams (kernels/format/strip_stream.h) from an unfolded chunk in shared memory into the A
 // registers of mma.m16n8k16 / wgmma.
 //
-// Per nibble (four weights, two registers) and lane: 7 instructions on the ALU pipe (2 LOP3, 2 SHF, SGXT, 2
-// PRMT), 6 on the FMA pipe (IDP, IMAD), one POPC and 3 shared loads of one wavefront each: the table entry
-// (16 entries in 16 banks) and the two words of the window (bank = rank). Positions never touch memory: they
-// are running popcounts, so the loads of all eight nibbles of a block can be in flight together.
+// Per nibble (four weights, two registers) and lane 14 instructions: 7 on the ALU pipe (3 LOP3, 2 SHF, 2
+// PRMT), 4 on the FMA pipe (3 IDP, 1 IMAD) and 3 shared loads: the 64-bit table entry (2 wavefronts; 16
+// entries in 32 banks) and the two words of the window (a wavefront each: bank = rank). A lane's place is a
+// running count, never in memory, so the loads of several nibbles are in flight together.
 #pragma once
 
 #include <cstdint>
