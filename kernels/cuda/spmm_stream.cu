@@ -29,7 +29,7 @@
 //           an SM may spend 16 / 13.5 / 10.6 clocks on a TCTile at 50 / 60 / 70 %. The inner loop has 33
 //           instructions a tile at n = 8 (28 of them decode: 15 on the ALU pipe, which does one every other
 //           clock), a chunk 190 besides, its fetch 130: 45 in all at 70 %, and about 9.5 wavefronts (12 at n
-//           = 16). Measured issue utilisation 65 %.
+//           = 16). Issue slots are 58 % busy (ncu, n = 8, 70 %).
 // Measured  scripts/results/spmm_decode_h200.json: one H200, weights cold, ratio to the better of
 // cublasGemmEx and autotuned
 //           cublasLt in the same run, geometric mean of nine matrices from 13824×5120 to 28672×8192:
@@ -43,18 +43,21 @@
 //           X is 48 % more bytes to an SM.
 //
 // What was tried (12288×12288, 70 %, n = 8 unless said; µs before → after):
-//   divisions by the chunk count replaced by a running remainder                      64.8 → 64.2
-//   warp number through shfl (uniform registers: half the registers, no R2UR),
-//   decode loads started a tile ahead                                                 64.2 → 59.4
+//   divisions by the chunk count replaced by a running remainder; warp number through
+//   shfl (uniform registers: half the registers, no R2UR); 50 %                       71.8 → 67.5
+//   decode loads started a tile ahead; 50 %                                           67.5 → 66.4
 //   64-bit table entries (count and full mask beside the selectors) instead of popc,
 //   szext and 32-bit entries: 34 → 28 instructions a tile, 2 more wavefronts          59.4 → 53.7
 //   mma.sync instead of wgmma at n = 8; directory words kept out of uniform registers 53.7 → 48.6
 //   fetch warps                                                                       49.9 → 44.8
-//   wgmma instead of mma.sync: n = 16 none, n = 32, 50 %                              65.0 → 63.6, n = 64  93
-//   → 73 two strips a warp, 8 warps (shared X fragments, 10 % fewer instructions)          49.9 → 57.6,
-//   worse: fewer warps 16 warps, chunks two thirds as long                                               48.6
+//   wgmma instead of mma.sync, 50 %: n = 16 nothing, n = 32  70.4 → 64.5, n = 64      93.1 → 79.4
+//   two strips a warp, 8 warps (shared X fragments, 10 % fewer instructions)          49.9 → 57.6, worse:
+//   fewer warps 16 warps, chunks two thirds as long                                               48.6
 //   → 53.0, worse table entries loaded two pairs ahead (50 %)                                       49.6
-//   → 50.6, worse waiting by nanosleep, and fence.proxy.async in the fetch instead of in the reader none
+//   → 50.6, worse fence.proxy.async in the reading warp instead of the fetching one; nanosleep      nothing
+//   three slots for two warps in turns (longer chunks): n = 16 4 % faster, n = 32 5 % slower; it hung on one
+//   matrix and was dropped
+// Next: pairs of blocks that share X by multicast for n = 64; fewer instructions between two chunks.
 #include <algorithm>
 #include <type_traits>
 
