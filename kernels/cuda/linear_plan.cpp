@@ -42,10 +42,12 @@ bool can_run(LinearKernel kernel, const LinearProblem& p, const GpuFacts& gpu) {
 }
 
 LinearKernel choose_linear_kernel(const LinearProblem& p, const GpuFacts& gpu) {
-  // Scratch costs a pass over the dense matrix whatever n is (28672×8192 on an H200: about 0.2 ms), fused a
-  // share of the multiplication: 0.60 of cuBLAS's speed at 512 tokens and 0.66 at 2048 in its first measured
-  // form.
-  constexpr int kFusedTokens = 1024;
+  // Share of cuBLAS's speed at 50 / 70 % zeros on an H200, geometric mean of nine large matrices
+  // (scripts/results/h200_linear_prefill.json):
+  //   tokens     128        256        512        1024       2048
+  //   fused    .37 .44    .47 .56    .49 .57    .54 .61    .56 .63
+  //   scratch  .36 .39    .47 .51    .67 .71    .83 .88    .90 .98
+  constexpr int kFusedTokens = 256;
   std::array kinds{LinearKernel::dense, LinearKernel::stream, LinearKernel::smbd};
   if (p.n > kFusedTokens) {
     kinds = {LinearKernel::dense, LinearKernel::scratch, LinearKernel::fused};

@@ -27,14 +27,16 @@
 // memory 128 for X
 //            and about 50 for decoding 8 TCTiles (6.3 wavefronts each), and about 80 of 256 issue slots a
 //            scheduler.
+// Measured   scripts/results/h200_linear_prefill.json: 0.37–0.56 of cuBLAS at 128 and 256 tokens, right
+// everywhere but
+//            far from its roofline; linear_plan.cpp takes it where it beats the scratch.
 // Tried      µs on an H200, 28672×8192 at 50 % zeros, 128 / 256 tokens:
-//              309 / 345  first version
+//              309 / 345  first version, chunks of 8 blocks
 //              264 / 306  relaxed arrivals (at cluster scope a release is a MEMBAR.GPU)
 //              237 / 288  a chunk's copies worked out before its slot is free
-//            Then ncu showed 31 % of the time of 22016×4096 in the epilogue (every activation's code run for
-//            every value) and 15–25 % waiting for chunks: hence the activations' loop and the halves of a
-//            slot.
-// Measured   scripts/results/ (gpu_check.sh, part prefill).
+//              290 / 344  epilogue in a loop, slots refilled in halves; the layout now has chunks of 5 blocks
+//            A chunk costs some 3–5 µs whatever its size: one warp feeds four strips, one after another.
+//            Next: a feeding warp a strip, and a chunk's place loaded two chunks ahead.
 #include <cuda.h>
 
 #include <cstddef>

@@ -74,6 +74,22 @@ TEST(SmbdTile, AFullTileAtAnyAlignmentFits) {
   }
 }
 
+TEST(LinearPlan, ManyTokensGoThroughTheScratch) {
+  if (!kBuiltForHopper) GTEST_SKIP() << "built without sm_90a";
+  LinearProblem problem{4096, 4096, 8, false, false, true};
+  problem.chunks = 8;
+  problem.max_height = 88;
+  const auto kernel = [&](int n) {
+    problem.n = n;
+    return choose_linear_kernel(problem, GpuFacts{});
+  };
+  EXPECT_EQ(kernel(64), LinearKernel::stream);
+  EXPECT_EQ(kernel(65), LinearKernel::fused);
+  EXPECT_EQ(kernel(256), LinearKernel::fused);
+  EXPECT_EQ(kernel(257), LinearKernel::scratch);
+  EXPECT_EQ(kernel(4096), LinearKernel::scratch);
+}
+
 TEST(LinearPlan, ChunksTooHighForTheFusedKernelAreScratched) {
   LinearProblem problem{4096, 4096, 256, false, false, true};
   problem.chunks = 64;
