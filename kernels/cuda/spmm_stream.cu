@@ -28,19 +28,21 @@
 // rate. At 4.4 TB/s
 //           an SM may spend 16 / 13.5 / 10.6 clocks on a TCTile at 50 / 60 / 70 %. The inner loop has 33
 //           instructions a tile at n = 8 (28 of them decode: 15 on the ALU pipe, which does one every other
-//           clock), a chunk 190 besides, its fetch 130: 45 in all at 70 %, and about 9.5 wavefronts (12 at n
+//           clock), a chunk 190 besides, its fetch 130: 45 in all at 70 %, and 9.9 wavefronts (11.7 at n
 //           = 16). Issue slots are 58 % busy (ncu, n = 8, 70 %).
-// Measured  scripts/results/spmm_decode_h200.json: one H200, weights cold, ratio to the better of
-// cublasGemmEx and autotuned
-//           cublasLt in the same run, geometric mean of nine matrices from 13824×5120 to 28672×8192:
-//             zeros   n = 8   16     32     64
-//             40 %    1.28   1.21   1.05   0.84
-//             50 %    1.41   1.26   1.10   0.90
-//             60 %    1.48   1.32   1.18   0.95
-//             70 %    1.55   1.36   1.20   0.98
-//           4096×4096 at 50 %: 11.4 µs at n = 8, 1.14 ×. Limits: below the byte floor everywhere but near it
-//           at 50 %, n = 8 (74 %); 3 to 6 µs a launch are first loads, uneven units and the split; at n = 64
-//           X is 48 % more bytes to an SM.
+// Measured  scripts/results/h200_linear_large.json, h200_linear_small.json: one H200, weights cold, ratio to
+// the better of
+//           cublasGemmEx and autotuned cublasLt in the same run, geometric mean of nine matrices from
+//           13824×5120 to 28672×8192:
+//             zeros   n = 1   8      16     32     64
+//             40 %    1.30   1.30   1.17   1.06   0.87
+//             50 %    1.38   1.40   1.23   1.10   0.90
+//             60 %    1.47   1.47   1.31   1.18   0.96
+//             70 %    1.56   1.55   1.37   1.22   1.01
+//           4096×4096 at 50 %: 11.3 µs at n = 8, 1.13 ×, but 0.8 × at n = 32.
+// Limits    at 50 %, n = 8 three quarters of the byte floor, elsewhere less: the decoder binds. 3 to 6 µs a
+// launch are first
+//           loads, uneven units and the split (most of a 4096×4096); at n = 64 X is 48 % more bytes to an SM.
 //
 // What was tried (12288×12288, 70 %, n = 8 unless said; µs before → after):
 //   divisions by the chunk count replaced by a running remainder; warp number through
@@ -84,6 +86,7 @@ struct XStage {
 
   __device__ void wait() const { ptx::barrier_wait(full + 8 * stage, parity); }
   __device__ void let_go(int lane) {
+    __syncwarp();  // all lanes have read X
     if (used && lane == 0) ptx::barrier_arrive(used);
     used = 0;
   }
