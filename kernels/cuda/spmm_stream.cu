@@ -24,7 +24,7 @@
 // since neither
 //           cut nor grid depends on n, a token's result does not depend on the batch.
 //
-// Roofline  bytes 1.026 … 1.045 × the TCA-BME formula; 2·n flops a weight are far below the tensor cores'
+// Roofline  bytes 1.02 … 1.04 × the TCA-BME formula; 2·n flops a weight are far below the tensor cores'
 // rate. At 4.4 TB/s
 //           an SM may spend 16 / 13.5 / 10.6 clocks on a TCTile at 50 / 60 / 70 %. The inner loop has 33
 //           instructions a tile at n = 8 (28 of them decode: 15 on the ALU pipe, which does one every other
@@ -39,7 +39,9 @@
 //             50 %    1.38   1.40   1.23   1.10   0.90
 //             60 %    1.47   1.47   1.31   1.18   0.96
 //             70 %    1.56   1.55   1.37   1.22   1.01
-//           4096×4096 at 50 %: 11.3 µs at n = 8, 1.13 ×, but 0.8 × at n = 32.
+//           (40 %: with chunks of four blocks, 4.3 % over the formula's bytes. The plan has since kept to 4 %
+//           with eight warps and chunks of six or seven; an earlier run with those had 1.28, 1.21, 1.05, 0.84
+//           from n = 8 on.) 4096×4096 at 50 %: 11.3 µs at n = 8, 1.13 ×, but 0.8 × at n = 32.
 // Limits    at 50 %, n = 8 three quarters of the byte floor, elsewhere less: the decoder binds. 3 to 6 µs a
 // launch are first
 //           loads, uneven units and the split (most of a 4096×4096); at n = 64 X is 48 % more bytes to an SM.

@@ -63,6 +63,17 @@ INSTANTIATE_TEST_SUITE_P(Sizes, LayoutPlan,
                                          std::tuple(8192, 28672), std::tuple(131, 7001),
                                          std::tuple(152064, 8192)));
 
+TEST(LayoutPlanBytes, ChunksAreLongEnoughForFourPercent) {
+  for (const auto& [m, k] :
+       {std::pair(4096, 4096), {5120, 5120}, {22016, 4096}, {28672, 8192}, {8192, 28672}}) {
+    for (double density : {0.3, 0.4, 0.5, 0.6}) {
+      const StripShape shape{m, k, plan_strip_layout(m, k, density, kH200).chunks};
+      EXPECT_GE(double(shape.blocks()) / shape.chunks, density > 0.55 ? 5 : 4)
+          << m << "×" << k << " " << density;
+    }
+  }
+}
+
 TEST(SpmmPlan, TheSplitDoesNotDependOnTheTokens) {
   const StripShape shape{12288, 12288, 39};
   const SpmmPlan one = plan_spmm(shape, 8000, 12, 1, kH200);
