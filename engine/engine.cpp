@@ -16,6 +16,7 @@
 #include "engine/tensor_parallel.h"
 #include "kernels/check.h"
 #include "kernels/thread_pool.h"
+#include "models/checkpoint_tools.h"
 
 namespace spinfer {
 namespace {
@@ -81,6 +82,17 @@ void load_ranks(TensorParallel& ranks, const EngineOptions& options, const Model
             ? random_model(config, *options.random_weights, options.seed, runner.device(), pool, shard, load)
             : load_model(options.model, config, runner.device(), pool, shard, load));
   });
+}
+
+/// Random weights are made in memory: refused before the first is drawn. (A checkpoint's are mapped.)
+void check_random_weights_fit(TensorParallel& ranks, const EngineOptions& options,
+                              const ModelConfig& config) {
+  const WeightPlan plan = plan_weights(config, *options.random_weights, {}, options.min_sparsity);
+  const int64_t needed = options.dense ? plan.dense_bytes : plan.packed_bytes;
+  const int64_t free = ranks.rank(0).device().info().free_bytes;
+  check(needed <= free, "{}: weights of {} bytes do not fit: {} bytes of memory are free{}",
+        options.model.string(), needed, free,
+        !options.dense && plan.packed_bytes < plan.dense_bytes ? "" : "; more zeros need less (--sparsity)");
 }
 
 /// The plan all ranks can keep: the one with the fewest KV blocks.
@@ -291,6 +303,7 @@ std::unique_ptr<Engine> Engine::create(const EngineOptions& options) {
   auto ranks = std::make_unique<TensorParallel>(
       backend, options.tensor_parallel,
       DeviceOptions{.ordinal = 0, .threads = options.threads, .deterministic = options.deterministic});
+  if (host && options.random_weights) check_random_weights_fit(*ranks, options, config);
   load_ranks(*ranks, options, config);
   const MemoryPlan plan = plan_ranks(*ranks, options, config, host);
   ranks->on_all([&](Runner& runner) { runner.allocate(plan.limits, plan.kv_blocks, plan.block_size); });

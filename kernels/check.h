@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -31,6 +33,15 @@ template <class... Args>
 template <class... Args>
 void check(bool ok, fmt::format_string<Args...> message, Args&&... args) {
   if (!ok) fail(message, std::forward<Args>(args)...);
+}
+
+/// For system calls: the same, with the reason errno gives. It reads errno itself, after the arguments were
+/// evaluated: an argument `std::strerror(errno)` beside the call could be evaluated before it.
+template <class... Args>
+void check_system(bool ok, fmt::format_string<Args...> message, Args&&... args) {
+  if (ok) return;
+  const int reason = errno;
+  fail("{}: {}", fmt::format(message, std::forward<Args>(args)...), std::strerror(reason));
 }
 
 }  // namespace spinfer

@@ -19,6 +19,19 @@ void check_no_extra_bias(const Checkpoint& checkpoint, const ModelConfig& config
   }
 }
 
+/// A checkpoint of more layers than config.json says would run without its last ones.
+void check_no_extra_layer(const Checkpoint& checkpoint, ModelConfig config) {
+  const int layers = config.layers++;
+  const LayerSpec beyond = weight_table(config).layers.back();
+  for (const LinearSpec* linear : beyond.linears()) {
+    for (const LinearPart& part : linear->parts) {
+      check(!checkpoint.contains(part.name + ".weight"),
+            "{}: tensor {}.weight is there but config.json says num_hidden_layers is {}",
+            checkpoint.directory().string(), part.name, layers);
+    }
+  }
+}
+
 }  // namespace
 
 Model load_model(const std::filesystem::path& dir, const ModelConfig& config, Device& device,
@@ -26,6 +39,7 @@ Model load_model(const std::filesystem::path& dir, const ModelConfig& config, De
   check_tensor_parallel(config, shard.world);
   const Checkpoint checkpoint(dir, pool);
   check_no_extra_bias(checkpoint, config);
+  check_no_extra_layer(checkpoint, config);
   const WeightSource source{
       .tensor = [&](const TensorSpec& spec) { return checkpoint.tensor(spec); },
       .block = [&](const std::string& name, int64_t m, int64_t k, Range rows,

@@ -23,7 +23,7 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::filesystem::path& 
   const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   check(file.fd >= 0, "{}: cannot be opened: {}", path.string(), std::strerror(errno));
   struct stat status {};
-  check(::fstat(file.fd, &status) == 0, "{}: {}", path.string(), std::strerror(errno));
+  check_system(::fstat(file.fd, &status) == 0, "{}", path.string());
   check(S_ISREG(status.st_mode), "{}: not a regular file", path.string());
   check(status.st_size > 0, "{}: the file is empty", path.string());
   const size_t size = size_t(status.st_size);

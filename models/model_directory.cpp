@@ -197,8 +197,8 @@ void ModelDirectoryWriter::finish() {
   }
   sync_directory(temporary_);
   // Replaces an empty directory; fails if somebody put something into it meanwhile.
-  check(::rename(temporary_.c_str(), out_.c_str()) == 0, "{}: cannot be renamed to {}: {}",
-        temporary_.string(), out_.string(), std::strerror(errno));
+  check_system(::rename(temporary_.c_str(), out_.c_str()) == 0, "{}: cannot be renamed to {}",
+               temporary_.string(), out_.string());
   finished_ = true;
   sync_directory(out_.parent_path());
 }

@@ -88,9 +88,9 @@ void SafetensorsWriter::finish() {
   const uint64_t length = text.size();
   write(&length, sizeof(length), 0);
   write(text.data(), text.size(), kLengthBytes);
-  check(::fsync(fd_) == 0, "{}: fsync: {}", partial_.string(), std::strerror(errno));
-  check(::rename(partial_.c_str(), path_.c_str()) == 0, "{}: cannot be renamed to {}: {}", partial_.string(),
-        path_.string(), std::strerror(errno));
+  check_system(::fsync(fd_) == 0, "{}: fsync", partial_.string());
+  check_system(::rename(partial_.c_str(), path_.c_str()) == 0, "{}: cannot be renamed to {}",
+               partial_.string(), path_.string());
   ::close(std::exchange(fd_, -1));
   sync_directory(path_.has_parent_path() ? path_.parent_path() : ".");
 }

@@ -175,8 +175,9 @@ void run_generate(const GenerateFlags& flags) {
       print_out(fmt::format("--- {}\n{}{}\n", i + 1, texts[i].text, sparse.run.outputs[i].text));
   }
   if (flags.report || dense) {
-    fmt::print(stderr, "\n{}",
-               report_table(sparse.report, dense ? std::optional(dense->report) : std::nullopt));
+    const std::string table =
+        report_table(sparse.report, dense ? std::optional(dense->report) : std::nullopt);
+    std::fputs(("\n" + table).c_str(), stderr);
   }
 }
 

@@ -26,7 +26,8 @@ constexpr int kExitUsage = 2;
 int say(int status, const std::string& message) {
   std::string line = message;
   std::replace(line.begin(), line.end(), '\n', ' ');
-  fmt::print(stderr, "spinfer: {}\n", line);
+  line = "spinfer: " + line + "\n";
+  std::fputs(line.c_str(), stderr);  // whether it arrives changes nothing
   return status;
 }
 
@@ -96,7 +97,7 @@ int run(CLI::App& app, std::vector<std::string> arguments) {
     if (error.get_exit_code() == 0) return print_help(app, error);
     return say(kExitUsage, usage_message(app, error));
   } catch (const spinfer::Interrupted&) {
-    return spinfer::kExitInterrupted;
+    return spinfer::interrupt_status();
   } catch (const spinfer::OutputClosed&) {
     return 0;
   } catch (const spinfer::UsageError& error) {
@@ -112,6 +113,7 @@ int run(CLI::App& app, std::vector<std::string> arguments) {
 
 int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is a failed write, not a crash
   spinfer::watch_interrupts();
   spdlog::set_default_logger(spdlog::stderr_color_mt("spinfer"));
   spdlog::set_level(spdlog::level::warn);

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <iostream>
 #include <limits>
+#include <memory>
 
 #include "kernels/check.h"
 #include "models/config.h"
@@ -124,22 +125,21 @@ void CapacityFlags::apply(EngineOptions& options) const {
 
 std::string read_text(const std::string& path) {
   constexpr size_t kMaxBytes = size_t{1} << 30;
-  std::ifstream file;
-  if (path != "-") {
-    check(std::filesystem::is_regular_file(path) || std::filesystem::is_fifo(path) ||
-              std::filesystem::is_character_file(path),
-          "{}: no such file", path);
-    file.open(path, std::ios::binary);
-    check(file.good(), "{}: cannot be read", path);
-  }
-  std::istream& in = path == "-" ? std::cin : file;
+  const bool from_stdin = path == "-";
+  const std::string name = from_stdin ? "stdin" : path;
+  const auto close = [from_stdin](std::FILE* f) {
+    if (f && !from_stdin) std::fclose(f);
+  };
+  const std::unique_ptr<std::FILE, decltype(close)> file(from_stdin ? stdin : std::fopen(path.c_str(), "rb"),
+                                                         close);
+  check_system(file != nullptr, "{}: cannot be opened", name);
   std::string text;
   char buffer[1 << 16];
-  while (in.read(buffer, sizeof(buffer)) || in.gcount() > 0) {
-    text.append(buffer, size_t(in.gcount()));
-    check(text.size() <= kMaxBytes, "{}: larger than 1 GiB", path == "-" ? "stdin" : path);
+  while (const size_t count = std::fread(buffer, 1, sizeof(buffer), file.get())) {
+    text.append(buffer, count);
+    check(text.size() <= kMaxBytes, "{}: larger than 1 GiB", name);
   }
-  check(!in.bad(), "{}: reading failed", path == "-" ? "stdin" : path);
+  check_system(!std::ferror(file.get()), "{}: reading failed", name);
   return text;
 }
 

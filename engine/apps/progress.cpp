@@ -14,7 +14,7 @@ ProgressBar::ProgressBar(std::string label, ProgressUnit unit)
     : label_(std::move(label)), unit_(unit), terminal_(isatty(STDERR_FILENO)), start_(Clock::now()) {}
 
 ProgressBar::~ProgressBar() {
-  if (drawn_) fmt::print(stderr, "\r\x1b[K");
+  if (drawn_) std::fputs("\r\x1b[K", stderr);
 }
 
 void ProgressBar::update(int64_t done, int64_t total) {
@@ -31,8 +31,10 @@ void ProgressBar::update(int64_t done, int64_t total) {
   const int filled = int(share * kWidth);
   const std::string speed =
       unit_ == ProgressUnit::bytes ? fmt::format("{:.2f} GB/s", rate / 1e9) : fmt::format("{:.1f}/s", rate);
-  fmt::print(stderr, "\r{} [{:#<{}}{: <{}}] {:3.0f}% {} {:.0f}s left\x1b[K", label_, "", filled, "",
-             kWidth - filled, share * 100, speed, left);
+  std::fputs(fmt::format("\r{} [{:#<{}}{: <{}}] {:3.0f}% {} {:.0f}s left\x1b[K", label_, "", filled, "",
+                         kWidth - filled, share * 100, speed, left)
+                 .c_str(),
+             stderr);
   std::fflush(stderr);
 }
 
