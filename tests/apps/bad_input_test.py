@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 import struct
+import subprocess
 
 import program
-from program import LLAMA, OPT, ROOT
+from program import LLAMA, OPT, ROOT, command
 
 CONFIG = ROOT / "configs" / "models" / "opt-125m.json"
 USAGE, FAILURE = 2, 1
@@ -253,6 +254,28 @@ class BadInput(program.ProgramTest):
                     self.refused(FAILURE, ["inspect", "-m", directory])
                     self.refused(FAILURE, ["pack", "-m", directory, "-o", "out"])
                     self.assertFalse((self.tmp / "out").exists())
+
+    def test_unreadable_stdin(self):
+        for arguments in (("tokenize",), ("detokenize",), ("generate", "-f", "-")):
+            directory = os.open(self.tmp, os.O_RDONLY)
+            try:
+                done = subprocess.run(command(arguments[0], "-m", LLAMA, *arguments[1:]), stdin=directory,
+                                      capture_output=True, timeout=60)
+            finally:
+                os.close(directory)
+            self.assertEqual((done.returncode, done.stdout), (1, b""), arguments)
+            self.assertIn(b"stdin: reading failed", done.stderr)
+
+    def test_model_larger_than_memory_is_refused_first(self):
+        config = ROOT / "configs" / "models" / "opt-175b.json"
+        self.refused(1, ("bench", "latency", "--config", config, "--device", "cpu"), says=("do not fit", "bytes"))
+
+    def test_more_layers_than_configured(self):
+        shutil.copytree(LLAMA, self.tmp / "model")
+        config = json.loads((LLAMA / "config.json").read_text())
+        config["num_hidden_layers"] -= 1
+        self.file("model/config.json", json.dumps(config))
+        self.refused(1, ("score", "-m", "model", "--tokens", "1,2,3"), says=("model.layers.5.", "num_hidden_layers is 5"))
 
     def test_output_directory_in_use(self):
         self.file("used/file", "x")

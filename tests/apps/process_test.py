@@ -13,8 +13,8 @@ from program import LLAMA, ROOT, command
 
 
 class Interrupt(program.ProgramTest):
-    def interrupt(self, *arguments, when):
-        """Starts the program, sends SIGINT once `when(process)` holds, and returns (status, seconds until the end)."""
+    def interrupt(self, *arguments, when, by=signal.SIGINT):
+        """Starts the program, sends it a signal once `when(process)` holds, and returns (status, seconds until the end)."""
         process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=self.tmp)
         try:
             deadline = time.monotonic() + 60
@@ -23,7 +23,7 @@ class Interrupt(program.ProgramTest):
                 self.assertLess(time.monotonic(), deadline)
                 time.sleep(0.005)
             start = time.monotonic()
-            process.send_signal(signal.SIGINT)
+            process.send_signal(by)
             _, errors = process.communicate(timeout=20)
             self.assertEqual(errors, b"")
             return process.returncode, time.monotonic() - start
@@ -95,6 +95,14 @@ class Interrupt(program.ProgramTest):
             self.assertLess(seconds, 5)
             self.assertEqual(os.listdir(self.tmp), ["large"])
 
+    def test_sigterm_cleans_up_as_sigint_does(self):
+        self.make_large_checkpoint()
+        began = lambda process: len(os.listdir(self.tmp)) > 1  # noqa: E731
+        for by in (signal.SIGTERM, signal.SIGHUP):
+            status, _ = self.interrupt("pack", "-m", "large", "-o", "out", "-t", 1, when=began, by=by)
+            self.assertEqual(status, 128 + by)
+            self.assertEqual(os.listdir(self.tmp), ["large"])
+
 
 class Terminal(program.ProgramTest):
     def test_progress_bars_only_there_and_erased(self):
@@ -148,6 +156,12 @@ class ClosedPipe(program.ProgramTest):
         line = f'"{program.PROGRAM}" generate -m "{LLAMA}" -p The -n 300 | head -c1'
         done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, timeout=60)
         self.assertEqual((done.returncode, len(done.stdout), done.stderr), (0, 1, b""))
+
+    def test_stderr_that_cannot_be_written_is_no_crash(self):
+        for line, status in ((f'"{program.PROGRAM}" nope 2>&-', 2),
+                             (f'"{program.PROGRAM}" inspect -m nope 2>/dev/full', 1),
+                             (f'"{program.PROGRAM}" inspect -m "{LLAMA}" --json >&- 2>&- <&-', 1)):
+            self.assertEqual(subprocess.run(["bash", "-c", line], capture_output=True, timeout=60).returncode, status, line)
 
     def test_full_disk_is_a_failure(self):
         if not os.path.exists("/dev/full"):
