@@ -104,7 +104,7 @@ Vocabulary read_ranks(std::string_view content) {
 // tiktoken joins two neighbours when their joint bytes have a rank, lowest first: every cut of every piece
 // into two pieces is a merge.
 MergeTable merges_of(const Vocabulary& vocabulary) {
-  MergeTable merges(2 * vocabulary.size());
+  MergeTable merges(size_t{2} * vocabulary.size());
   for (int32_t id = 0; id < vocabulary.size(); ++id) {
     const std::string_view bytes = vocabulary.bytes(id);
     for (size_t cut = 1; cut < bytes.size(); ++cut) {

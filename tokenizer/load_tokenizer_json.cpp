@@ -31,7 +31,7 @@ void for_each_step(const JsonObject& component, std::string_view list_key, const
 }
 
 std::string short_string(const JsonObject& step, std::string_view key, std::string_view otherwise) {
-  const std::string text = step.string_or(key, otherwise);
+  std::string text = step.string_or(key, otherwise);
   if (text.empty() || text.size() > kMaxInsertedBytes) {
     step.fail(fmt::format("'{}' has {} bytes, legal are 1 ... {}", key, text.size(), kMaxInsertedBytes));
   }
