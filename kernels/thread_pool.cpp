@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -19,15 +20,29 @@ int usable_cores() {
   return int(std::thread::hardware_concurrency());
 }
 
+/// Looks for a while before sleeping: waking a thread takes tens of µs, as long as a small linear. Not longer
+/// than that, so that a pool with more threads than free cores loses little.
+template <class Condition>
+void spin_until(const Condition& condition) {
+  constexpr auto kLongest = std::chrono::microseconds(50);
+  const auto begin = std::chrono::steady_clock::now();
+  while (!condition() && std::chrono::steady_clock::now() - begin < kLongest) {
+#if defined(__x86_64__)
+    for (int i = 0; i < 8; ++i) __builtin_ia32_pause();
+#endif
+  }
+}
+
 }  // namespace
 
 struct ThreadPool::State {
   std::mutex mutex;
   std::condition_variable work_ready, work_done;
   const std::function<void(int, int)>* body = nullptr;
-  uint64_t generation = 0;  // counts calls of run(); a worker takes part once in each
-  int running = 0;
-  bool stopping = false;
+  // Written under the mutex; read without it only by who spins.
+  std::atomic<uint64_t> generation{0};  // counts calls of run(); a worker takes part once in each
+  std::atomic<int> running{0};
+  std::atomic<bool> stopping{false};
   std::exception_ptr error;
   std::vector<std::thread> workers;
 };
@@ -40,6 +55,9 @@ ThreadPool::ThreadPool(int threads)
       uint64_t seen = 0;
       std::unique_lock lock(s.mutex);
       while (true) {
+        lock.unlock();
+        spin_until([&] { return s.stopping || s.generation != seen; });
+        lock.lock();
         s.work_ready.wait(lock, [&] { return s.stopping || s.generation != seen; });
         if (s.stopping) return;
         seen = s.generation;
@@ -85,6 +103,7 @@ void ThreadPool::run(const std::function<void(int, int)>& body) {
   } catch (...) {
     error = std::current_exception();
   }
+  spin_until([&] { return s.running == 0; });
   std::unique_lock lock(s.mutex);
   s.work_done.wait(lock, [&] { return s.running == 0; });
   s.body = nullptr;

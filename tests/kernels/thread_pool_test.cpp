@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 namespace spinfer {
@@ -44,9 +46,15 @@ TEST(ThreadPool, ExceptionReachesTheCallerAndThePoolStaysUsable) {
     ThreadPool pool(threads);
     for (int round = 0; round < 20; ++round) {
       std::atomic<int> calls{0};
+      std::atomic<bool> thrown{false};
       const auto body = [&](int64_t i) {
         ++calls;
-        if (i == 3) throw std::runtime_error("body 3");
+        if (i == 3) {
+          thrown = true;
+          throw std::runtime_error("body 3");
+        }
+        while (i > 3 && !thrown) std::this_thread::yield();  // whoever has 3 may have lost its core
+        if (i > 3) std::this_thread::sleep_for(std::chrono::microseconds(1));
       };
       EXPECT_THROW(pool.parallel_for(100000, body), std::runtime_error);
       EXPECT_LT(calls, 100000) << "the others stop early";
