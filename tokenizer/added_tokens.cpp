@@ -1,28 +1,49 @@
 #include "tokenizer/added_tokens.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <numeric>
+#include <tuple>
 
 namespace spinfer {
 namespace {
 
 constexpr std::string_view kWhiteSpace = " \t\n\v\f\r";
 
+uint8_t byte_at(std::string_view text, size_t at) {
+  return static_cast<uint8_t>(text[at]);
+}
+
 }  // namespace
 
 AddedTokens::AddedTokens(std::vector<AddedToken> tokens) : tokens_(std::move(tokens)) {
+  const auto key = [](const AddedToken& t) { return std::tie(t.content, t.special); };
   std::stable_sort(tokens_.begin(), tokens_.end(),
-                   [](const auto& a, const auto& b) { return a.content.size() > b.content.size(); });
-  for (uint32_t i = 0; i < tokens_.size(); ++i) {
-    by_first_byte_[static_cast<uint8_t>(tokens_[i].content[0])].push_back(i);
-  }
+                   [&](const auto& a, const auto& b) { return key(a) < key(b); });
+  const auto same = [&](const auto& a, const auto& b) { return key(a) == key(b); };
+  tokens_.erase(std::unique(tokens_.begin(), tokens_.end(), same), tokens_.end());
+  for (const AddedToken& token : tokens_) ++first_byte_[byte_at(token.content, 0) + 1u];
+  std::partial_sum(first_byte_.begin(), first_byte_.end(), first_byte_.begin());
 }
 
 const AddedToken* AddedTokens::match_at(std::string_view text, bool parse_special) const {
-  for (const uint32_t i : by_first_byte_[static_cast<uint8_t>(text[0])]) {
-    const AddedToken& token = tokens_[i];
-    if ((parse_special || !token.special) && text.starts_with(token.content)) return &token;
+  const AddedToken* longest = nullptr;
+  const uint8_t first = byte_at(text, 0);
+  // The tokens that share `length` bytes with the text, those that have no more of them first. Narrowed byte
+  // by byte: time does not grow with the number of tokens that begin alike.
+  auto begin = tokens_.begin() + static_cast<std::ptrdiff_t>(first_byte_[first]);
+  auto end = tokens_.begin() + static_cast<std::ptrdiff_t>(first_byte_[first + 1u]);
+  for (size_t length = 1; begin != end; ++length) {
+    for (; begin != end && begin->content.size() == length; ++begin) {
+      if (parse_special || !begin->special) longest = &*begin;
+    }
+    if (length == text.size()) break;
+    const uint8_t next = byte_at(text, length);
+    begin =
+        std::partition_point(begin, end, [&](const auto& t) { return byte_at(t.content, length) < next; });
+    end = std::partition_point(begin, end, [&](const auto& t) { return byte_at(t.content, length) == next; });
   }
-  return nullptr;
+  return longest;
 }
 
 std::vector<AddedTokens::Segment> AddedTokens::split(std::string_view text, bool parse_special) const {

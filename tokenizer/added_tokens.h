@@ -32,8 +32,8 @@ class AddedTokens {
  private:
   const AddedToken* match_at(std::string_view text, bool parse_special) const;
 
-  std::vector<AddedToken> tokens_;                        // longest first
-  std::array<std::vector<uint32_t>, 256> by_first_byte_;  // indices into tokens_
+  std::vector<AddedToken> tokens_;           // by content, bytes unsigned
+  std::array<size_t, 257> first_byte_ = {};  // tokens_[first_byte_[b], first_byte_[b + 1]) begin with byte b
 };
 
 }  // namespace spinfer

@@ -13,6 +13,9 @@ namespace {
 
 constexpr size_t kMaxCharsmapBytes = 4 << 20;
 constexpr int kMaxNestedRules = 32;  // Normalizer::kMaxTrieResultsSize of the library
+// What a rule may replace, and by what: longer ones would make normalizing slow, or its result huge. The
+// longest of the library's own rules have 10 and 33 bytes.
+constexpr size_t kMaxRuleBytes = 128;
 
 [[noreturn]] void fail(std::string_view problem) {
   throw std::runtime_error(fmt::format("normalization rules: {}", problem));
@@ -36,11 +39,8 @@ struct Unit {
 // Walks every node that some text can reach.
 class TrieCheck {
  public:
-  TrieCheck(std::string_view trie, size_t replacement_bytes)
-      : trie_(trie),
-        size_(trie.size() / 4),
-        replacement_bytes_(replacement_bytes),
-        rules_below_(size_, kUnseen) {}
+  TrieCheck(std::string_view trie, std::string_view replacements)
+      : trie_(trie), size_(trie.size() / 4), replacements_(replacements), below_(size_, {kUnseen, 0}) {}
 
   void run() {
     if (size_ == 0) fail("the trie is empty");
@@ -54,22 +54,30 @@ class TrieCheck {
       const uint32_t byte = frame.next_byte++;
       const size_t child = frame.base ^ byte;
       if (unit(child).label() != byte) continue;
-      if (rules_below_[child] == kOnPath) fail("the trie has a loop");
-      if (rules_below_[child] == kUnseen) {
+      if (below_[child].rules == kOnPath) fail("the trie has a loop");
+      if (below_[child].rules == kUnseen) {
         enter(child);
       } else {
-        frame.deepest = std::max(frame.deepest, rules_below_[child]);
+        frame.add_child(below_[child]);
       }
     }
   }
 
  private:
   static constexpr int8_t kUnseen = -1, kOnPath = -2;
+  struct Depth {
+    int8_t rules;  // most on any way down from here, or kUnseen, kOnPath
+    uint8_t bytes;
+  };
   struct Frame {
     size_t node;
     size_t base;  // children are at base ^ byte
     uint32_t next_byte;
-    int8_t deepest;  // most rules on any way below
+    Depth deepest;
+    void add_child(Depth child) {
+      deepest.rules = std::max(deepest.rules, child.rules);
+      deepest.bytes = std::max<uint8_t>(deepest.bytes, child.bytes + 1);
+    }
   };
 
   Unit unit(size_t node) const { return {read_u32(trie_, node)}; }
@@ -78,27 +86,41 @@ class TrieCheck {
     const size_t base = node ^ unit(node).offset();
     if ((base | 0xFF) >= size_) fail(fmt::format("unit {} points outside the trie of {} units", node, size_));
     // The library reads a value only below nodes reached by a byte, never at the root.
-    if (node != 0 && unit(node).has_value() && unit(base).value() >= replacement_bytes_) {
-      fail(fmt::format("unit {} points outside the {} bytes of replacements", base, replacement_bytes_));
+    if (node != 0 && unit(node).has_value()) check_replacement(base);
+    // The nodes below may have been counted already: leave() checks the sum.
+    if (path_.size() > kMaxRuleBytes) fail_length("replace", path_.size());
+    below_[node].rules = kOnPath;
+    path_.push_back({node, base, 0, {0, 0}});
+  }
+
+  void check_replacement(size_t at) const {
+    const size_t begin = unit(at).value();
+    if (begin >= replacements_.size()) {
+      fail(fmt::format("unit {} points outside the {} bytes of replacements", at, replacements_.size()));
     }
-    rules_below_[node] = kOnPath;
-    path_.push_back({node, base, 0, 0});
+    const size_t length = replacements_.substr(begin, kMaxRuleBytes + 1).find('\0');
+    if (length == std::string_view::npos) fail_length("insert", kMaxRuleBytes + 1);
+  }
+
+  [[noreturn]] static void fail_length(std::string_view what, size_t bytes) {
+    fail(fmt::format("a rule would {} {} bytes or more, legal are at most {}", what, bytes, kMaxRuleBytes));
   }
 
   void leave() {
     const Frame done = path_.back();
     path_.pop_back();
-    const int rules = done.deepest + (unit(done.node).has_value() ? 1 : 0);
+    const int rules = done.deepest.rules + (unit(done.node).has_value() ? 1 : 0);
     if (rules > kMaxNestedRules)
       fail(fmt::format("more than {} rules are prefixes of each other", kMaxNestedRules));
-    rules_below_[done.node] = static_cast<int8_t>(rules);
-    if (!path_.empty()) path_.back().deepest = std::max(path_.back().deepest, rules_below_[done.node]);
+    if (done.deepest.bytes > kMaxRuleBytes) fail_length("replace", done.deepest.bytes);
+    below_[done.node] = {static_cast<int8_t>(rules), done.deepest.bytes};
+    if (!path_.empty()) path_.back().add_child(below_[done.node]);
   }
 
   std::string_view trie_;
   size_t size_;
-  size_t replacement_bytes_;
-  std::vector<int8_t> rules_below_;
+  std::string_view replacements_;
+  std::vector<Depth> below_;
   std::vector<Frame> path_;
 };
 
@@ -116,7 +138,7 @@ void check_charsmap(std::string_view charsmap) {
   }
   const std::string_view replacements = rest.substr(trie_bytes);
   if (replacements.back() != '\0') fail("the replacements do not end with NUL");
-  TrieCheck(rest.substr(0, trie_bytes), replacements.size()).run();
+  TrieCheck(rest.substr(0, trie_bytes), replacements).run();
 }
 
 }  // namespace spinfer

@@ -7,8 +7,8 @@ namespace spinfer {
 
 /// `charsmap`: u32 trie bytes, a darts-clone double array, NUL-terminated replacement strings. Throws
 /// std::runtime_error (without a file name) if following it could leave it, if rules nest deeper than the
-/// library's buffer of 32 matches, or if it is larger than 4 MiB (the largest of the library's own has 320
-/// KB).
+/// library's buffer of 32 matches, replace or insert more than 128 bytes, or if it is larger than 4 MiB (the
+/// largest of the library's own has 320 KB).
 void check_charsmap(std::string_view charsmap);
 
 }  // namespace spinfer

@@ -38,6 +38,11 @@ std::string short_string(const JsonObject& step, std::string_view key, std::stri
   return text;
 }
 
+void check_steps(const JsonObject& step, const TextPipeline& pipeline) {
+  if (pipeline.size() >= TextPipeline::kMaxSteps)
+    step.fail(fmt::format("more than {} steps are not supported", TextPipeline::kMaxSteps));
+}
+
 // A pattern {"String": "..."} or {"Regex": "..."}.
 SplitRegex read_pattern(const JsonObject& step) {
   const JsonObject pattern = step.object("pattern");
@@ -50,6 +55,7 @@ SplitRegex read_pattern(const JsonObject& step) {
 }
 
 void add_normalizer(const JsonObject& step, TextPipeline& pipeline) {
+  check_steps(step, pipeline);
   const std::string type = step.string("type");
   if (type == "NFC" || type == "NFD" || type == "NFKC" || type == "NFKD") {
     const bool compatibility = type.size() == 4, compose = type.back() == 'C';
@@ -99,6 +105,7 @@ void add_split(const JsonObject& step, TextPipeline& pipeline) {
 
 // Adds a pre-tokenizer; sets `byte_level` at the ByteLevel step, which must be the last.
 void add_pre_tokenizer(const JsonObject& step, TextPipeline& pipeline, bool& byte_level) {
+  check_steps(step, pipeline);
   const std::string type = step.string("type");
   if (byte_level) step.fail(fmt::format("{} after ByteLevel is not supported", in_quotes(type)));
   if (type == "ByteLevel") {

@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <bit>
+#include <stdexcept>
 
 namespace spinfer {
 namespace {
 
 constexpr uint64_t kEmpty = ~uint64_t{0};  // no pair of ids: they are not negative
+// Slots looked at for one pair. In a table half full of real merges the longest search has some tens.
+constexpr size_t kMaxProbes = 4096;
 
 uint64_t key_of(int32_t left, int32_t right) {
   return (uint64_t{static_cast<uint32_t>(left)} << 32) | static_cast<uint32_t>(right);
@@ -19,10 +22,14 @@ MergeTable::MergeTable(size_t expected_merges)
 
 size_t MergeTable::slot_of(uint64_t key) const {
   const size_t mask = slots_.size() - 1;
-  // Fibonacci hashing: the upper bits of the product depend on all bits of the key.
-  size_t slot = (key * 0x9E3779B97F4A7C15u >> 20) & mask;
+  size_t slot = home_of(key);
   while (slots_[slot].key != key && slots_[slot].key != kEmpty) slot = (slot + 1) & mask;
   return slot;
+}
+
+size_t MergeTable::home_of(uint64_t key) const {
+  // Fibonacci hashing: the upper bits of the product depend on all bits of the key.
+  return (key * 0x9E3779B97F4A7C15u >> 20) & (slots_.size() - 1);
 }
 
 void MergeTable::grow() {
@@ -36,7 +43,10 @@ void MergeTable::grow() {
 void MergeTable::insert(int32_t left, int32_t right, Merge merge) {
   if (2 * (used_ + 1) > slots_.size()) grow();
   const uint64_t key = key_of(left, right);
-  Slot& slot = slots_[slot_of(key)];
+  const size_t at = slot_of(key);
+  if (((at - home_of(key)) & (slots_.size() - 1)) > kMaxProbes)
+    throw std::runtime_error("too many merges fall into the same places of the table");
+  Slot& slot = slots_[at];
   if (slot.key == kEmpty) ++used_;
   slot = {key, merge};
 }

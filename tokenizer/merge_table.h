@@ -16,7 +16,8 @@ struct Merge {
 class MergeTable {
  public:
   explicit MergeTable(size_t expected_merges);
-  /// A pair given twice keeps its last merge, as in Hugging Face's implementation.
+  /// A pair given twice keeps its last merge, as in Hugging Face's implementation. Throws std::runtime_error
+  /// (without a file name) for merges made so that they all fall into the same places.
   void insert(int32_t left, int32_t right, Merge merge);
   /// nullptr if the two do not merge.
   const Merge* find(int32_t left, int32_t right) const;
@@ -26,6 +27,7 @@ class MergeTable {
     uint64_t key;
     Merge merge;
   };
+  size_t home_of(uint64_t key) const;  // where the search for it begins
   size_t slot_of(uint64_t key) const;
   void grow();
 

@@ -24,7 +24,6 @@ uint32_t match_limit(size_t text_bytes) {
 }
 constexpr uint32_t kHeapLimitKiB = 64 << 10;
 
-// Time all matches of a text may take, some hundred times what usual patterns do; looked at every 32 matches.
 constexpr std::chrono::microseconds kTimeBase = std::chrono::seconds(5);
 constexpr std::chrono::microseconds kTimePerByte{20};
 
@@ -98,7 +97,11 @@ SplitRegex SplitRegex::compile(std::string_view pattern, bool literal) {
   return regex;
 }
 
-std::vector<SplitRegex::Match> SplitRegex::find_all(std::string_view text) const {
+SplitRegex::Deadline SplitRegex::deadline(size_t text_bytes) {
+  return std::chrono::steady_clock::now() + kTimeBase + kTimePerByte * text_bytes;
+}
+
+std::vector<SplitRegex::Match> SplitRegex::find_all(std::string_view text, Deadline deadline) const {
   std::unique_ptr<pcre2_match_data, FreeMatchData> data(pcre2_match_data_create(1, nullptr));
   std::unique_ptr<pcre2_match_context, FreeMatchContext> context(pcre2_match_context_create(nullptr));
   if (!data || !context) throw std::bad_alloc();
@@ -108,19 +111,16 @@ std::vector<SplitRegex::Match> SplitRegex::find_all(std::string_view text) const
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   const size_t* span = pcre2_get_ovector_pointer(data.get());
   std::vector<Match> matches;
-  const auto deadline = std::chrono::steady_clock::now() + kTimeBase + kTimePerByte * text.size();
   const uint32_t options = PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY;
   for (size_t from = 0; from < text.size();) {
+    if (matches.size() % 32 == 0 && std::chrono::steady_clock::now() > deadline)
+      throw std::runtime_error("the tokenizer's split pattern takes too long");
     int rc = pcre2_match(code_.get(), subject, text.size(), from, options, data.get(), context.get());
     if (rc == PCRE2_ERROR_JIT_STACKLIMIT) {
       rc = pcre2_match(code_.get(), subject, text.size(), from, options | PCRE2_NO_JIT, data.get(),
                        context.get());
     }
     if (rc == PCRE2_ERROR_NOMATCH) break;
-    if (matches.size() % 32 == 31 && std::chrono::steady_clock::now() > deadline) {
-      throw std::runtime_error(
-          fmt::format("the tokenizer's split pattern takes too long on {} bytes", text.size()));
-    }
     if (rc < 0) throw std::runtime_error(fmt::format("the tokenizer's split pattern: {}", message_of(rc)));
     // \K in a hostile pattern may report a match that begins before the place searched from, or after its
     // end.

@@ -1,6 +1,7 @@
 // The regular expressions that split text before BPE, matched with PCRE2 in Unicode mode.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <string>
@@ -20,9 +21,14 @@ class SplitRegex {
   struct Match {
     size_t begin, end;  ///< byte offsets, begin < end
   };
+  using Deadline = std::chrono::steady_clock::time_point;
+  /// When splitting a text of so many bytes must be done, if it begins now: some hundred times what usual
+  /// patterns take.
+  static Deadline deadline(size_t text_bytes);
   /// All matches from left to right, empty ones skipped. `text` is valid UTF-8. A single match may take a
-  /// bounded number of steps only (see the definition); std::runtime_error if it needs more.
-  std::vector<Match> find_all(std::string_view text) const;
+  /// bounded number of steps only (see the definition); std::runtime_error if it needs more, or if the
+  /// deadline has passed.
+  std::vector<Match> find_all(std::string_view text, Deadline deadline) const;
 
  private:
   struct FreeCode {

@@ -28,7 +28,31 @@ std::string normalized(std::string_view text, UnicodeForm form) {
   return {reinterpret_cast<const char*>(raw), static_cast<size_t>(length)};
 }
 
-std::string replaced(std::string_view text, const ReplaceStep& step) {
+// A run's pieces, and what it may still take: each of a hostile file's steps could multiply the text.
+class Run {
+ public:
+  explicit Run(std::string_view text)
+      : bytes_left_((size_t{1} << 20) + 64 * text.size()), deadline_(SplitRegex::deadline(text.size())) {
+    out.pieces.push_back(text);
+  }
+  TextPieces out;
+
+  void replace(std::string_view& piece, std::string text) {
+    check_room(text.size());
+    bytes_left_ -= text.size();
+    piece = out.storage.emplace_back(std::move(text));
+  }
+  void check_room(size_t bytes) const {
+    if (bytes > bytes_left_) throw std::runtime_error("the tokenizer's steps make the text too long");
+  }
+  SplitRegex::Deadline deadline() const { return deadline_; }
+
+ private:
+  size_t bytes_left_;
+  SplitRegex::Deadline deadline_;
+};
+
+std::string replaced(std::string_view text, const ReplaceStep& step, const Run& run) {
   std::string out;
   out.reserve(text.size() * 2);
   for (;;) {
@@ -36,50 +60,51 @@ std::string replaced(std::string_view text, const ReplaceStep& step) {
     out += text.substr(0, at);
     if (at == std::string_view::npos) return out;
     out += step.to;
+    run.check_room(out.size());
     text.remove_prefix(at + step.from.size());
   }
 }
 
-// One overload per step: replaces `in.pieces`.
-void apply(const NormalizeStep& step, bool, TextPieces& in) {
-  for (auto& piece : in.pieces) {
-    if (!is_ascii(piece)) piece = in.storage.emplace_back(normalized(piece, step.form));
+// One overload per step: replaces `run.out.pieces`.
+void apply(const NormalizeStep& step, bool, Run& run) {
+  for (auto& piece : run.out.pieces) {
+    if (!is_ascii(piece)) run.replace(piece, normalized(piece, step.form));
   }
 }
 
-void apply(const ReplaceStep& step, bool, TextPieces& in) {
-  for (auto& piece : in.pieces) {
-    if (piece.find(step.from) != std::string_view::npos)
-      piece = in.storage.emplace_back(replaced(piece, step));
+void apply(const ReplaceStep& step, bool, Run& run) {
+  for (auto& piece : run.out.pieces) {
+    if (piece.find(step.from) != std::string_view::npos) run.replace(piece, replaced(piece, step, run));
   }
 }
 
-void apply(const PrependStep& step, bool at_start, TextPieces& in) {
+void apply(const PrependStep& step, bool at_start, Run& run) {
   using When = PrependStep::When;
-  for (size_t i = 0; i < in.pieces.size(); ++i) {
-    if (step.when != When::kAlways && in.pieces[i].starts_with(step.text)) continue;
+  for (size_t i = 0; i < run.out.pieces.size(); ++i) {
+    auto& piece = run.out.pieces[i];
+    if (step.when != When::kAlways && piece.starts_with(step.text)) continue;
     if (step.when == When::kUnlessThereFirst && !(at_start && i == 0)) continue;
-    in.pieces[i] = in.storage.emplace_back(step.text + std::string(in.pieces[i]));
+    run.replace(piece, step.text + std::string(piece));
   }
 }
 
-void apply(const SplitStep& step, bool, TextPieces& in) {
+void apply(const SplitStep& step, bool, Run& run) {
   std::vector<std::string_view> out;
-  for (const std::string_view piece : in.pieces) {
+  for (const std::string_view piece : run.out.pieces) {
     size_t from = 0;
-    for (const auto& match : step.regex.find_all(piece)) {
+    for (const auto& match : step.regex.find_all(piece, run.deadline())) {
       if (step.keep_gaps && match.begin > from) out.push_back(piece.substr(from, match.begin - from));
       if (step.keep_matches) out.push_back(piece.substr(match.begin, match.end - match.begin));
       from = match.end;
     }
     if (step.keep_gaps && from < piece.size()) out.push_back(piece.substr(from));
   }
-  in.pieces = std::move(out);
+  run.out.pieces = std::move(out);
 }
 
-void apply(const WordSplitStep&, bool, TextPieces& in) {
+void apply(const WordSplitStep&, bool, Run& run) {
   std::vector<std::string_view> out;
-  for (std::string_view piece : in.pieces) {
+  for (std::string_view piece : run.out.pieces) {
     while (!piece.empty()) {
       size_t spaces = 0;
       while (piece.substr(spaces).starts_with(kMetaspace)) spaces += kMetaspace.size();
@@ -88,19 +113,18 @@ void apply(const WordSplitStep&, bool, TextPieces& in) {
       piece.remove_prefix(end);
     }
   }
-  in.pieces = std::move(out);
+  run.out.pieces = std::move(out);
 }
 
 }  // namespace
 
 TextPieces TextPipeline::run(std::string_view text, bool at_start) const {
-  TextPieces result;
-  if (text.empty()) return result;
-  result.pieces.push_back(text);
+  if (text.empty()) return {};
+  Run run(text);
   for (const PipelineStep& step : steps_) {
-    std::visit([&](const auto& s) { apply(s, at_start, result); }, step);
+    std::visit([&](const auto& s) { apply(s, at_start, run); }, step);
   }
-  return result;
+  return std::move(run.out);
 }
 
 }  // namespace spinfer

@@ -46,11 +46,16 @@ struct TextPieces {
 
 class TextPipeline {
  public:
+  /// More steps are refused by the loader: each takes its time on every text.
+  static constexpr size_t kMaxSteps = 64;
+  size_t size() const { return steps_.size(); }
+
   template <typename Step>
   void add(Step step) {
     steps_.emplace_back(std::in_place_type<Step>, std::move(step));
   }
   /// `text` is valid UTF-8 and outlives the result. `at_start`: nothing of the user's text comes before it.
+  /// Throws std::runtime_error where steps make the text absurdly long (64 times and 1 MiB) or take too long.
   TextPieces run(std::string_view text, bool at_start) const;
 
  private:

@@ -1,5 +1,6 @@
 #include "tokenizer/added_tokens.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <string>
@@ -32,6 +33,29 @@ TEST(AddedTokens, SpecialOnesOnlyWhenAsked) {
   const AddedTokens tokens({{1, "<s>", true}, {2, "word"}});
   EXPECT_EQ(show(tokens, "<s>word<s>", true), "121");
   EXPECT_EQ(show(tokens, "<s>word<s>", false), "[<s>]2[<s>]");
+}
+
+TEST(AddedTokens, ShorterOneWhereTheLongerIsSpecialOrDoesNotEndThere) {
+  const AddedTokens tokens({{1, "<ab>", true}, {2, "<a"}, {3, "<"}, {4, "<abcd"}, {2, "<a"}});
+  EXPECT_EQ(show(tokens, "<ab>", false), "2[b>]");
+  EXPECT_EQ(show(tokens, "<ab>", true), "1");
+  EXPECT_EQ(show(tokens, "<abc<b<", true), "2[bc]3[b]3");
+}
+
+TEST(AddedTokens, ContentOfAnyBytes) {
+  const AddedTokens tokens(
+      {{1, "\xC3\xA9"}, {2, "\xC3"}, {3, std::string("\0", 1)}, {4, "z\xFF"}, {5, "zA"}});
+  EXPECT_EQ(show(tokens, std::string_view("\xC3\xA9\0z\xFF\xC3zA", 8)), "13425");
+}
+
+// Looking at each token that begins as the text does takes hours here.
+TEST(AddedTokens, ManyThatBeginAlike) {
+  std::vector<AddedToken> list;
+  for (int32_t i = 0; i < 200'000; ++i) list.push_back({i, fmt::format("<{}>", i)});
+  const AddedTokens tokens(std::move(list));
+  const std::string text(1 << 20, '<');
+  EXPECT_EQ(tokens.split(text, true).size(), 1u);
+  EXPECT_EQ(tokens.split(text + "777>", true).back().token->id, 777);
 }
 
 TEST(AddedTokens, SwallowsWhiteSpace) {

@@ -112,6 +112,12 @@ TEST(BadFiles, TokenizerJson) {
          j["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"Regex", "a"}}}, {"behavior", "Merged"}};
        },
        "behavior 'Merged'"},
+      {"too many steps",
+       [](json& j) {
+         j["normalizer"] = {{"type", "Sequence"}, {"normalizers", json::array()}};
+         for (int i = 0; i < 65; ++i) j["normalizer"]["normalizers"].push_back({{"type", "NFC"}});
+       },
+       "normalizer.normalizers[64]: more than 64 steps"},
       {"step without type", [](json& j) { j["normalizer"] = json::object(); }, "'type' is missing"},
       {"empty prepend",
        [](json& j) {

@@ -55,6 +55,23 @@ TEST(MergeTable, KeepsTheLastOfAPairGivenTwice) {
   EXPECT_EQ(table.find(2, 1), nullptr);
 }
 
+// Pairs whose keys, multiplied as the table does, have the same upper bits.
+TEST(MergeTable, RefusesMergesThatFallIntoOnePlace) {
+  constexpr uint64_t kMultiplier = 0x9E3779B97F4A7C15u;
+  uint64_t inverse = 1;
+  for (int i = 0; i < 6; ++i) inverse *= 2 - kMultiplier * inverse;
+  const auto insert_all = [&] {
+    MergeTable table(1);
+    for (uint64_t i = 0, found = 0; found < 10'000; ++i) {
+      const uint64_t key = (i << 40) * inverse;        // bits 20 ... 39 of the product are zero
+      if (key >> 63 || (key & 0x80000000u)) continue;  // ids are not negative
+      table.insert(static_cast<int32_t>(key >> 32), static_cast<int32_t>(key & 0xFFFFFFFFu), {0, 0});
+      ++found;
+    }
+  };
+  EXPECT_THROW(insert_all(), std::runtime_error);
+}
+
 // Merging a piece of a megabyte pair by pair in the simple way takes hours.
 TEST(Merger, LongPiecesAreNotQuadratic) {
   auto json = sample::byte_level_json();

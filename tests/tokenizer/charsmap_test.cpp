@@ -36,6 +36,21 @@ struct Charsmap {
   }
 };
 
+// A single rule for `depth` letters; with `entry`, the letter "B" leads to the node of that depth at once,
+// and is met first.
+std::string one_rule(uint32_t depth, uint32_t entry = 0) {
+  Charsmap c(depth);
+  for (uint32_t d = 1; d < depth; ++d) {
+    c.units[256 * d + 'a'] &= ~(1u << 8);
+    c.units[256 * (d + 1)] = 1;  // no value
+  }
+  if (entry > 0) {
+    const uint32_t node = 256 + 'B', children = 256 * (entry + 1);
+    c.units[node] = (node ^ children) << 10 | 'B';
+  }
+  return c.bytes();
+}
+
 TEST(Charsmap, SoundRulesAreApplied) {
   sample::ProtoOptions options;
   options.charsmap = Charsmap(2).bytes();
@@ -98,6 +113,16 @@ TEST(Charsmap, DamagedRulesAreRefused) {
        },
        "loop"},
       {"33 rules nested", [] { return Charsmap(33).bytes(); }, "prefixes of each other"},
+      {"long replacement",
+       [] {
+         auto c = Charsmap(1);
+         c.replacements = std::string(129, 'b') + '\0';
+         return c.bytes();
+       },
+       "a rule would insert 129 bytes"},
+      {"long rule", [] { return one_rule(129); }, "a rule would replace 129 bytes"},
+      // The lower part is counted before the way down through the upper one.
+      {"long rule in two parts", [] { return one_rule(150, 100); }, "a rule would replace 129 bytes"},
       {"too large", [] { return std::string(5 << 20, '\0'); }, "legal are at most"},
   };
   for (const Row& row : rows) {
@@ -114,6 +139,10 @@ TEST(Charsmap, DamagedRulesAreRefused) {
               "");
   }
   EXPECT_NO_THROW(check_charsmap(Charsmap(32).bytes()));
+  EXPECT_NO_THROW(check_charsmap(one_rule(128)));
+  auto longest = Charsmap(1);
+  longest.replacements = std::string(128, 'b') + '\0';
+  EXPECT_NO_THROW(check_charsmap(longest.bytes()));
 }
 
 }  // namespace

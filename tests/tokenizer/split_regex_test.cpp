@@ -8,9 +8,14 @@
 namespace spinfer {
 namespace {
 
+std::vector<SplitRegex::Match> find_all(std::string_view pattern, std::string_view text,
+                                        bool literal = false) {
+  return SplitRegex::compile(pattern, literal).find_all(text, SplitRegex::deadline(text.size()));
+}
+
 std::vector<std::string> split(std::string_view pattern, const std::string& text, bool literal = false) {
   std::vector<std::string> out;
-  for (const auto& m : SplitRegex::compile(pattern, literal).find_all(text)) {
+  for (const auto& m : find_all(pattern, text, literal)) {
     out.push_back(text.substr(m.begin, m.end - m.begin));
   }
   return out;
@@ -56,13 +61,19 @@ TEST(SplitRegex, ExponentialPatternsEnd) {
   const std::string text(5000, 'a');
   for (const char* pattern :
        {"(?:a*)*b|.", "(?:a|b)*(?:a|b)*(?:a|b)*c|.", "[ab]*[ab]*[ab]*[ab]*c|.", "(?:a|a)*b|."}) {
-    EXPECT_THROW(SplitRegex::compile(pattern, false).find_all(text), std::runtime_error) << pattern;
+    EXPECT_THROW(find_all(pattern, text), std::runtime_error) << pattern;
   }
 }
 
 TEST(SplitRegex, RecursivePatternsEnd) {
-  EXPECT_THROW(SplitRegex::compile("(a(?1)*b?)+c|.", false).find_all(std::string(100'000, 'a')),
-               std::runtime_error);
+  EXPECT_THROW(find_all("(a(?1)*b?)+c|.", std::string(100'000, 'a')), std::runtime_error);
+}
+
+// One deadline holds for all pieces of a text, however short each is.
+TEST(SplitRegex, EndsAtItsDeadline) {
+  const SplitRegex regex = SplitRegex::compile("a", false);
+  EXPECT_EQ(regex.find_all("a", SplitRegex::deadline(1)).size(), 1u);
+  EXPECT_THROW(regex.find_all("a", SplitRegex::Deadline::min()), std::runtime_error);
 }
 
 // The usual patterns step back over a run of white space once: any length must pass.

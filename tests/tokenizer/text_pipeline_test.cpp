@@ -39,6 +39,15 @@ TEST(TextPipeline, ReplacesAll) {
   EXPECT_EQ(run_step(ReplaceStep{"ab", "x"}, "abcabab"), Strings{"xcxx"});
 }
 
+// Each step may put 256 bytes in the place of one: four of them would make gigabytes of a letter.
+TEST(TextPipeline, TextThatGrowsAbsurdlyIsRefused) {
+  TextPipeline pipeline;
+  for (int i = 0; i < 4; ++i) pipeline.add(ReplaceStep{"a", std::string(256, 'a')});
+  EXPECT_THROW(run(pipeline, "a"), std::runtime_error);
+  EXPECT_EQ(run(pipeline, "b"), Strings{"b"});
+  EXPECT_EQ(run_step(ReplaceStep{"a", std::string(256, 'a')}, "aa"), Strings{std::string(512, 'a')});
+}
+
 TEST(TextPipeline, NormalizesUnicode) {
   EXPECT_EQ(run_step(NormalizeStep{UnicodeForm::kNfc}, "e\u0301\u212b"), Strings{"\u00e9\u00c5"});
   EXPECT_EQ(run_step(NormalizeStep{UnicodeForm::kNfd}, "\u00e9"), Strings{"e\u0301"});
