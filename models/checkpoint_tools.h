@@ -41,8 +41,8 @@ struct PruneOptions {
 };
 
 /// Writes a packed copy of checkpoint `in` to directory `out` (which must not exist, or be empty): config and
-/// tokenizer files are copied, linears with at least min_sparsity zeros packed. Atomic: `out` appears
-/// complete or not at all.
+/// tokenizer files are copied, linears with at least min_sparsity zeros packed, others dense, however `in`
+/// has them. Atomic: `out` appears complete or not at all.
 void pack_checkpoint(const std::filesystem::path& in, const std::filesystem::path& out, double min_sparsity,
                      ThreadPool& pool, const std::function<void(int64_t done, int64_t total)>& progress);
 

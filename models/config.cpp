@@ -96,21 +96,28 @@ void parse_heads(const JsonFields& fields, ModelConfig& c) {
         c.q_heads, c.head_dim, c.q_size(), kMaxHidden);
 }
 
-/// Both styles: "rope_theta" beside "rope_scaling", or both in "rope_parameters".
-void parse_rope(const JsonFields& fields, ModelConfig& c) {
+/// What rotary positions are made from, as far as the file says it.
+struct Rope {
+  std::optional<double> theta;
+  std::optional<RopeScaling> scaling;
+};
+
+std::optional<double> parse_theta(const JsonFields& fields) {
   constexpr double kMaxTheta = 1e12;
-  check(c.head_dim % 2 == 0, "{}: {} features a head; rotary positions need an even number", fields.source(),
-        c.head_dim);
-  c.rope_theta = float(fields.number("rope_theta", 1, kMaxTheta, 10000));
-  check(fields.number("partial_rotary_factor", 0, 1, 1) == 1,
-        "{}: \"partial_rotary_factor\" other than 1 is not supported", fields.source());
-  const char* field = fields.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
-  const auto* object = fields.find(field);
-  if (!object) return;
-  const JsonFields rope(*object, fields.source() + ": \"" + field + "\"");
-  c.rope_theta = float(rope.number("rope_theta", 1, kMaxTheta, c.rope_theta));
+  return fields.has("rope_theta") ? std::optional(fields.number("rope_theta", 1, kMaxTheta)) : std::nullopt;
+}
+
+/// The object `field` of config.json; its "rope_theta" must agree with the one beside it.
+Rope parse_rope_object(const JsonFields& fields, const char* field) {
+  const JsonFields rope(*fields.find(field), fields.source() + ": \"" + field + "\"");
+  const auto outer = parse_theta(fields), inner = parse_theta(rope);
+  check(!outer || !inner || *outer == *inner, "{}: \"rope_theta\" is {} here and {} outside", rope.source(),
+        inner.value_or(0), outer.value_or(0));
+  Rope result{inner ? inner : outer, std::nullopt};
   const std::string type = rope.string("rope_type", rope.string("type", "default"));
-  if (type == "default") return;
+  check(rope.string("type", type) == type, "{}: \"rope_type\" is \"{}\", \"type\" is \"{}\"", rope.source(),
+        printable(type), printable(rope.string("type", type)));
+  if (type == "default") return result;
   check(type == "llama3", "{}: type \"{}\" is not supported; supported: default, llama3", rope.source(),
         printable(type));
   RopeScaling s;
@@ -121,7 +128,30 @@ void parse_rope(const JsonFields& fields, ModelConfig& c) {
   check(s.high_freq_factor > s.low_freq_factor,
         "{}: \"high_freq_factor\" {} must be above \"low_freq_factor\" {}", rope.source(), s.high_freq_factor,
         s.low_freq_factor);
-  c.rope_scaling = s;
+  result.scaling = s;
+  return result;
+}
+
+/// Both styles: "rope_theta" beside "rope_scaling", or both in "rope_parameters". Where a file has both, they
+/// must agree.
+void parse_rope(const JsonFields& fields, ModelConfig& c) {
+  constexpr double kDefaultTheta = 10000;
+  check(c.head_dim % 2 == 0, "{}: {} features a head; rotary positions need an even number", fields.source(),
+        c.head_dim);
+  check(fields.number("partial_rotary_factor", 0, 1, 1) == 1,
+        "{}: \"partial_rotary_factor\" other than 1 is not supported", fields.source());
+  const bool old_style = fields.has("rope_scaling"), new_style = fields.has("rope_parameters");
+  Rope rope{parse_theta(fields), std::nullopt};
+  if (old_style) rope = parse_rope_object(fields, "rope_scaling");
+  if (new_style) {
+    const Rope other = parse_rope_object(fields, "rope_parameters");
+    const bool same_theta = !rope.theta || !other.theta || *rope.theta == *other.theta;
+    check(!old_style || (same_theta && rope.scaling == other.scaling),
+          "{}: \"rope_scaling\" and \"rope_parameters\" contradict each other", fields.source());
+    rope = {other.theta ? other.theta : rope.theta, other.scaling};
+  }
+  c.rope_theta = float(rope.theta.value_or(kDefaultTheta));
+  c.rope_scaling = rope.scaling;
 }
 
 /// One id or a list of them; `fallback` only where the field is absent (null: none).

@@ -21,6 +21,7 @@ struct RopeScaling {
   float low_freq_factor = 1;
   float high_freq_factor = 4;
   int64_t original_max_positions = 0;
+  bool operator==(const RopeScaling&) const = default;
 };
 
 /// Validated by `parse_config`: every number is in its documented range, heads divide, sizes do not overflow.

@@ -40,18 +40,15 @@ void write_linear(const Rewrite& rewrite, const LinearSpec& linear) {
   std::vector<std::string> names;
   std::vector<HostMatrix> parts;
   int64_t nonzeros = 0;
-  bool was_packed = false;
   for (const LinearPart& part : linear.parts) {
     names.push_back(part.name + ".weight");
     parts.push_back(
         rewrite.change(rewrite.checkpoint.block(names.back(), part.m, linear.k, {0, part.m}, {0, linear.k})));
     const auto* packed = std::get_if<TcaBmeMatrix>(&parts.back());
-    was_packed = was_packed || packed;
     nonzeros +=
         packed ? packed->view().nonzeros : count_nonzeros(std::get<DenseMatrix>(parts.back()), rewrite.pool);
   }
-  const bool sparse =
-      was_packed || double(nonzeros) <= (1 - rewrite.min_sparsity) * double(linear.m()) * double(linear.k);
+  const bool sparse = double(nonzeros) <= (1 - rewrite.min_sparsity) * double(linear.m()) * double(linear.k);
   for (HostMatrix& part : parts) {
     if (rewrite.output == Output::dense || !sparse) {
       part = as_dense(part, rewrite.pool);

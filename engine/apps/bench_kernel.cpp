@@ -11,6 +11,7 @@
 #include "engine/apps/options.h"
 #include "engine/apps/output.h"
 #include "engine/apps/progress.h"
+#include "engine/apps/report.h"
 #include "kernels/bench/linear_bench.h"
 #include "kernels/check.h"
 #include "kernels/gpu_linear_bench.h"
@@ -81,9 +82,9 @@ BenchResult result_of(const std::vector<LinearBenchRow>& rows) {
     result.csv += fmt::format("{},{},{},{},{:.3f},{:.3f},{:.4f},{:.2f},{:.2f},{:.3e}\n", r.m, r.k, r.n,
                               r.sparsity, r.us, r.dense_us, r.speedup, r.gbps, r.floor_pct, r.rel_error);
     result.table +=
-        fmt::format("{:>14} {:>5} {:>7.0f}% {:>10.1f} {:>10.1f} {:>7.2f}x {:>8.1f} {:>6.0f}% {:>9.1e}\n",
+        fmt::format("{:>14} {:>5} {:>7.0f}% {:>10.1f} {:>10.1f} {:>7.2f}x {:>8.1f} {:>7} {:>9.1e}\n",
                     fmt::format("{}x{}", r.m, r.k), r.n, r.sparsity * 100, r.us, r.dense_us, r.speedup,
-                    r.gbps, r.floor_pct, r.rel_error);
+                    r.gbps, number_or_na(r.floor_pct, 0, "%"), r.rel_error);
   }
   return result;
 }
@@ -173,7 +174,7 @@ void add_bench_kernel(CLI::App& bench) {
       ->delimiter(',')
       ->check(CLI::IsMember({"auto", "smbd", "stream", "scratch", "fused", "cusparse"}))
       ->capture_default_str();
-  command->add_option("--csv", flags->csv, "also write the rows to this file");
+  command->add_option("--csv", flags->csv, "also write the rows to this file")->check(not_empty());
   command->callback([flags] { run_kernel_bench(*flags); });
 }
 

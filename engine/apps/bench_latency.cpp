@@ -11,6 +11,7 @@
 #include "engine/apps/progress.h"
 #include "engine/apps/report.h"
 #include "kernels/check.h"
+#include "models/config.h"
 
 namespace spinfer {
 namespace {
@@ -68,8 +69,17 @@ RunReport measure(const LatencyFlags& flags, bool dense) {
   return make_report(*engine, run.times, flags.common.threads);
 }
 
+void check_lengths(const LatencyFlags& flags) {
+  const ModelConfig config = load_config(flags.config.empty() ? flags.common.model : flags.config);
+  if (int64_t{flags.input_len} + flags.output_len <= config.max_positions) return;
+  throw UsageError(
+      fmt::format("--input-len {} and --output-len {}: together at most {}, the model's positions",
+                  flags.input_len, flags.output_len, config.max_positions));
+}
+
 void run_latency(const LatencyFlags& flags) {
   check_one_source("bench latency", !flags.common.model.empty(), !flags.config.empty());
+  check_lengths(flags);
   const RunReport sparse = measure(flags, false);
   std::optional<RunReport> dense;
   if (!flags.baseline.empty()) dense = measure(flags, true);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "kernels/check.h"
@@ -59,7 +60,7 @@ void DistributionDistance::add(std::span<const float> reference, std::span<const
 
 double DistributionDistance::kl_error() const {
   const double n = double(tokens_);
-  if (n < 2) return 0;
+  if (n < 2) return std::numeric_limits<double>::quiet_NaN();
   const double variance = std::max(0.0, (kl_squares_ - kl_sum_ * kl_sum_ / n) / (n - 1));
   return std::sqrt(variance / n);
 }

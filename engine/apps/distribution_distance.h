@@ -19,7 +19,7 @@ class DistributionDistance {
 
   int64_t tokens() const { return tokens_; }
   double kl_divergence() const { return mean(kl_sum_); }  ///< mean of Σ P·ln(P/Q), nats
-  double kl_error() const;                                ///< standard error of that mean
+  double kl_error() const;                                ///< standard error of that mean; NaN of one token
   double top1_agreement() const { return mean(double(same_top_)); }
   double rms_delta_p() const;  ///< of Q(token) − P(token)
 

@@ -151,6 +151,8 @@ nlohmann::json outputs_json(const FinishedRun& finished, bool logprobs) {
 }
 
 void run_generate(const GenerateFlags& flags) {
+  if (flags.sampling.logprobs >= 0 && !flags.common.json)
+    throw UsageError("--logprobs: give --json too; without it the output is the text alone");
   const auto texts = read_prompts(flags);
   const bool one = flags.prompts_file.empty();
   const bool stream = one && !flags.common.json;
@@ -190,9 +192,11 @@ void add_generate(CLI::App& app) {
   flags->capacity.add_to(*command);
   flags->sampling.add_to(*command);
   command->add_option("-p,--prompt", flags->prompt, "prompt text; empty = begin-of-text only");
-  command->add_option("-f,--file", flags->prompt_file, "prompt from a file; - = stdin");
-  command->add_option("--prompts", flags->prompts_file,
-                      "many prompts, one JSON object a line: {\"prompt\": …, \"n\", \"stop\", \"seed\"}");
+  command->add_option("-f,--file", flags->prompt_file, "prompt from a file; - = stdin")->check(not_empty());
+  command
+      ->add_option("--prompts", flags->prompts_file,
+                   "many prompts, one JSON object a line: {\"prompt\": …, \"n\", \"stop\", \"seed\"}")
+      ->check(not_empty());
   command
       ->add_option("--baseline", flags->baseline,
                    "dense: run the same masked weights dense as well and compare")

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <unordered_map>
 
 #include "engine/apps/interrupt.h"
@@ -23,7 +24,7 @@ void warm_up(Engine& engine, const std::vector<Prompt>& prompts) {
 }
 
 double quantile(std::vector<double> values, double q) {
-  if (values.empty()) return 0;
+  if (values.empty()) return std::numeric_limits<double>::quiet_NaN();
   std::sort(values.begin(), values.end());
   const double position = q * double(values.size() - 1);
   const size_t below = size_t(position);

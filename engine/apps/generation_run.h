@@ -26,7 +26,8 @@ struct Generation {
 struct GenerationTimes {
   double ttft_ms = 0;  ///< time to first token: from the start until the request's first token, queueing
                        ///< and prefill included; mean over requests
-  double tpot_ms_median = 0;  ///< time per output token after the first: percentiles over the decode steps
+  double tpot_ms_median = 0;  ///< time per output token after the first: percentiles over the decode steps,
+                              ///< NaN if there was none
   double tpot_ms_p90 = 0;
   double tpot_ms_p99 = 0;
   double tokens_per_s = 0;  ///< new tokens of all requests over the whole time
@@ -50,7 +51,7 @@ GenerationRun run_prompts(Engine& engine, const std::vector<Prompt>& prompts,
 /// awake and no prefix of its prompts in the cache. To be called before any run that is measured.
 void warm_up(Engine& engine, const std::vector<Prompt>& prompts);
 
-/// The q-quantile (0…1) by linear interpolation; 0 of nothing.
+/// The q-quantile (0…1) by linear interpolation; NaN of nothing.
 double quantile(std::vector<double> values, double q);
 
 }  // namespace spinfer

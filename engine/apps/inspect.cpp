@@ -18,11 +18,13 @@
 namespace spinfer {
 namespace {
 
+constexpr double kAssumedSparsity = 0.6;  // of a config without weights
+
 struct InspectFlags {
   CommonFlags common;
   CapacityFlags capacity;
   std::string config;
-  double sparsity = 0.6;
+  std::optional<double> sparsity;
   double min_sparsity = 0.3;
   bool plan = false;
   int64_t gpu_memory = 0;
@@ -126,10 +128,14 @@ PlanReport make_plan(const InspectFlags& flags, const CheckpointSummary& summary
 
 void run_inspect(const InspectFlags& flags) {
   check_one_source("inspect", !flags.common.model.empty(), !flags.config.empty());
+  if (flags.sparsity && flags.config.empty())
+    throw UsageError("--sparsity: only with --config; a directory has its own");
+  if (flags.gpu_memory > 0 && !flags.plan) throw UsageError("--gpu-memory: only with --plan");
   ThreadPool pool(flags.common.threads);
-  const CheckpointSummary summary = flags.config.empty()
-                                        ? summarize_checkpoint(flags.common.model, flags.min_sparsity, pool)
-                                        : summarize_config(flags.config, flags.sparsity, flags.min_sparsity);
+  const CheckpointSummary summary =
+      flags.config.empty()
+          ? summarize_checkpoint(flags.common.model, flags.min_sparsity, pool)
+          : summarize_config(flags.config, flags.sparsity.value_or(kAssumedSparsity), flags.min_sparsity);
   const Totals total = total_of(summary);
   std::optional<PlanReport> plan;
   if (flags.plan) plan = make_plan(flags, summary, total);
@@ -154,8 +160,10 @@ void add_inspect(CLI::App& app) {
       ->check(not_empty());
   command->add_option("--sparsity", flags->sparsity, "what is assumed with --config")
       ->check(number_in(0, 1, "0..1"))
-      ->capture_default_str();
-  command->add_option("--min-sparsity", flags->min_sparsity, "linears with fewer zeros stay dense")
+      ->default_str(fmt::format("{}", kAssumedSparsity));
+  command
+      ->add_option("--min-sparsity", flags->min_sparsity,
+                   "linears with fewer zeros stay dense, unless they are packed already")
       ->check(number_in(0, 1, "0..1"))
       ->capture_default_str();
   command->add_flag("--plan", flags->plan,

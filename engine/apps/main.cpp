@@ -72,6 +72,12 @@ std::string usage_message(const CLI::App& app, const CLI::ParseError& error) {
   return fmt::format("{} (see spinfer {}--help)", message, path);
 }
 
+/// "-tp", "-tp=2" and "-tp2", which CLI11 would read as -t with a value, in the long spelling.
+std::string long_tp(const std::string& after) {
+  if (after.empty()) return "--tp";
+  return (after[0] == '=' ? "--tp" : "--tp=") + after;
+}
+
 /// --help and --version.
 int print_help(CLI::App& app, const CLI::ParseError& error) {
   std::ostringstream text;
@@ -142,7 +148,7 @@ int main(int argc, char** argv) {
   for (size_t i = 0; i < arguments.size(); ++i) {
     const std::string before = i > 0 ? arguments[i - 1] : "";
     const bool is_text = before == "-p" || before == "--prompt" || before == "--stop";
-    if (arguments[i] == "-tp" && !is_text) arguments[i] = "--tp";
+    if (arguments[i].starts_with("-tp") && !is_text) arguments[i] = long_tp(arguments[i].substr(3));
   }
   return run(app, std::move(arguments));
 }

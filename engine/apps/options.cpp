@@ -127,6 +127,8 @@ std::string read_text(const std::string& path) {
   constexpr size_t kMaxBytes = size_t{1} << 30;
   const bool from_stdin = path == "-";
   const std::string name = from_stdin ? "stdin" : path;
+  std::error_code ignored;
+  check(from_stdin || !std::filesystem::is_directory(path, ignored), "{}: is a directory, not a file", name);
   const auto close = [from_stdin](std::FILE* f) {
     if (f && !from_stdin) std::fclose(f);
   };
@@ -143,22 +145,31 @@ std::string read_text(const std::string& path) {
   return text;
 }
 
-std::vector<int32_t> parse_ids(std::string_view text, std::string_view what) {
-  constexpr std::string_view kSeparators = ", \t\r\n";
+std::vector<int32_t> parse_ids(std::string_view text, std::string_view what, IdSource source) {
+  constexpr std::string_view kSpace = " \t\r\n";
+  const auto bad = [&](const std::string& problem) {
+    const std::string message = fmt::format("{}: {}", what, problem);
+    if (source == IdSource::flag) throw UsageError(message);
+    throw Error(message);
+  };
   std::vector<int32_t> ids;
-  size_t begin = text.find_first_not_of(kSeparators);
-  while (begin != std::string_view::npos) {
-    const size_t end = std::min(text.find_first_of(kSeparators, begin), text.size());
+  bool after_comma = false;
+  for (size_t begin = text.find_first_not_of(kSpace); begin != std::string_view::npos;) {
+    const size_t end = std::min(text.find_first_of(", \t\r\n", begin), text.size());
     const std::string_view item = text.substr(begin, end - begin);
+    if (item.empty()) bad("a comma without a token id before it");
     int32_t id = 0;
     const auto [stop, error] = std::from_chars(item.data(), item.data() + item.size(), id);
     if (error != std::errc() || stop != item.data() + item.size() || id < 0) {
-      throw UsageError(fmt::format("{}: '{}' is not a token id (a whole number from 0 to {})", what,
-                                   item.substr(0, 40), std::numeric_limits<int32_t>::max()));
+      bad(fmt::format("'{}' is not a token id (a whole number from 0 to {})", item.substr(0, 40),
+                      std::numeric_limits<int32_t>::max()));
     }
     ids.push_back(id);
-    begin = text.find_first_not_of(kSeparators, end);
+    begin = text.find_first_not_of(kSpace, end);
+    after_comma = begin != std::string_view::npos && text[begin] == ',';
+    if (after_comma) begin = text.find_first_not_of(kSpace, begin + 1);
   }
+  if (after_comma) bad("a comma without a token id after it");
   return ids;
 }
 

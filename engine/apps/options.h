@@ -54,8 +54,10 @@ CLI::Validator not_empty();
 /// The whole of a file, or of stdin for "-". Throws `Error` naming the path. At most 1 GiB.
 std::string read_text(const std::string& path);
 
-/// Ids separated by commas or white space. Throws `UsageError` naming `what` and the bad item.
-std::vector<int32_t> parse_ids(std::string_view text, std::string_view what);
+/// Ids separated by white space, or one comma each with or without white space. Throws naming `what` and the
+/// bad item: `UsageError` for a flag's value, `Error` for what a file holds.
+enum class IdSource { flag, file };
+std::vector<int32_t> parse_ids(std::string_view text, std::string_view what, IdSource source);
 
 /// Throws `UsageError` naming both flags unless exactly one of them was given.
 void check_one_source(const char* command, bool model_given, bool config_given);

@@ -66,8 +66,10 @@ struct PruneFlags {
 
 void add_output_flags(CLI::App& command, PackFlags& flags) {
   flags.common.add_to(command, CommonFlags::Model::required);
-  command.add_option("-o,--output", flags.out, "directory to write; must not exist or be empty")->required();
-  command.add_option("--min-sparsity", flags.min_sparsity, "linears with fewer zeros stay dense")
+  command.add_option("-o,--output", flags.out, "directory to write; must not exist or be empty")
+      ->check(not_empty())
+      ->required();
+  command.add_option("--min-sparsity", flags.min_sparsity, "linears with fewer zeros are written dense")
       ->check(number_in(0, 1, "0..1"))
       ->capture_default_str();
 }

@@ -3,16 +3,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <unordered_map>
 
 #include "engine/apps/command.h"
 #include "engine/apps/distribution_distance.h"
-#include "engine/apps/interrupt.h"
 #include "engine/apps/options.h"
 #include "engine/apps/output.h"
 #include "engine/apps/progress.h"
+#include "engine/apps/report.h"
+#include "engine/apps/sequence_scores.h"
 #include "kernels/check.h"
 
 namespace spinfer {
@@ -56,39 +57,26 @@ std::vector<Window> make_windows(const std::vector<int32_t>& text, std::optional
 
 struct Quality {
   double mean_nll = 0;
-  double nll_error = 0;  ///< standard error of the mean
+  double nll_error = 0;  ///< standard error of the mean; NaN of one token
   int64_t tokens = 0;
   double ppl() const { return std::exp(mean_nll); }
   double ppl_error() const { return ppl() * nll_error; }
 };
 
-/// Log-probabilities of each window's tokens 1…n-1, all windows batched.
-std::vector<std::vector<float>> score_windows(Engine& engine, const std::vector<Window>& windows,
-                                              ProgressBar& bar) {
-  SamplingParams params;
-  params.max_tokens = 0;
-  params.prompt_logprobs = true;
-  std::unordered_map<RequestId, size_t> index;
-  for (size_t i = 0; i < windows.size(); ++i) index[engine.add_request(windows[i].ids, params)] = i;
-  std::vector<std::vector<float>> logprobs(windows.size());
-  int64_t done = 0;
-  while (engine.has_work()) {
-    stop_if_interrupted();
-    for (auto& update : engine.step()) {
-      if (update.finish == FinishReason::error) throw Error(update.error);
-      if (!update.prompt_logprobs.empty()) logprobs[index.at(update.id)] = std::move(update.prompt_logprobs);
-      if (update.finish != FinishReason::none) bar.update(++done, int64_t(windows.size()));
-    }
-  }
-  return logprobs;
+/// All windows batched.
+std::vector<SequenceScore> score_windows(Engine& engine, const std::vector<Window>& windows,
+                                         ProgressBar& bar) {
+  std::vector<std::span<const int32_t>> ids;
+  for (const Window& window : windows) ids.emplace_back(window.ids);
+  return score_sequences(engine, ids, -1, bar);
 }
 
-Quality measure(const std::vector<Window>& windows, const std::vector<std::vector<float>>& logprobs) {
+Quality measure(const std::vector<Window>& windows, const std::vector<SequenceScore>& scores) {
   Quality quality;
   double sum = 0, squares = 0;
   for (size_t w = 0; w < windows.size(); ++w) {
     for (size_t i = windows[w].first_scored; i < windows[w].ids.size(); ++i) {
-      const double nll = -double(logprobs[w][i - 1]);
+      const double nll = -double(scores[w].token_logprobs[i - 1]);
       sum += nll;
       squares += nll * nll;
       ++quality.tokens;
@@ -96,13 +84,15 @@ Quality measure(const std::vector<Window>& windows, const std::vector<std::vecto
   }
   const double n = double(quality.tokens);
   quality.mean_nll = sum / n;
-  const double variance = n > 1 ? std::max(0.0, (squares - sum * sum / n) / (n - 1)) : 0;
+  const double variance =
+      n > 1 ? std::max(0.0, (squares - sum * sum / n) / (n - 1)) : std::numeric_limits<double>::quiet_NaN();
   quality.nll_error = std::sqrt(variance / n);
   return quality;
 }
 
 std::vector<int32_t> read_tokens(const PerplexityFlags& flags, const Engine& engine) {
-  if (!flags.tokens_file.empty()) return parse_ids(read_text(flags.tokens_file), flags.tokens_file);
+  if (!flags.tokens_file.empty())
+    return parse_ids(read_text(flags.tokens_file), flags.tokens_file, IdSource::file);
   check(engine.tokenizer(), "{}: no tokenizer files; give ids with --tokens-file", flags.common.model);
   return engine.tokenizer()->encode(read_text(flags.file), false);
 }
@@ -141,7 +131,7 @@ struct Comparison {
 
 /// Log-probabilities of a window's tokens; `logits` becomes [tokens][vocab], what predicted those from
 /// `first_scored` on.
-std::vector<float> window_logits(Engine& engine, const Window& window, std::vector<float>& logits) {
+SequenceScore window_logits(Engine& engine, const Window& window, std::vector<float>& logits) {
   const auto vocab = size_t(engine.config().vocab_size);
   logits.resize((window.ids.size() - window.first_scored) * vocab);
   engine.observe_prompt_logits([&](RequestId, int64_t position, std::span<const float> row) {
@@ -150,26 +140,26 @@ std::vector<float> window_logits(Engine& engine, const Window& window, std::vect
               logits.begin() + long((size_t(position) - window.first_scored) * vocab));
   });
   ProgressBar none("", ProgressUnit::items);
-  auto logprobs = score_windows(engine, {window}, none);
+  auto scores = score_windows(engine, {window}, none);
   engine.observe_prompt_logits({});
-  return std::move(logprobs[0]);
+  return std::move(scores[0]);
 }
 
 Comparison compare(Engine& model, Engine& reference, const std::vector<Window>& windows, int threads) {
   ThreadPool pool(threads);
   Comparison result;
   std::vector<float> p, q;
-  std::vector<std::vector<float>> model_logprobs, reference_logprobs;
+  std::vector<SequenceScore> model_scores, reference_scores;
   ProgressBar bar("comparing", ProgressUnit::items);
   for (const Window& window : windows) {
-    model_logprobs.push_back(window_logits(model, window, q));
-    reference_logprobs.push_back(window_logits(reference, window, p));
+    model_scores.push_back(window_logits(model, window, q));
+    reference_scores.push_back(window_logits(reference, window, p));
     result.distance.add(p, q, std::span(window.ids).subspan(window.first_scored), model.config().vocab_size,
                         pool);
-    bar.update(int64_t(model_logprobs.size()), int64_t(windows.size()));
+    bar.update(int64_t(model_scores.size()), int64_t(windows.size()));
   }
-  result.model = measure(windows, model_logprobs);
-  result.reference = measure(windows, reference_logprobs);
+  result.model = measure(windows, model_scores);
+  result.reference = measure(windows, reference_scores);
   return result;
 }
 
@@ -180,8 +170,8 @@ nlohmann::json quality_json(const Quality& quality, size_t windows, int ranks) {
 }
 
 std::string quality_text(const Quality& quality, size_t windows) {
-  return fmt::format("perplexity {:.4f} +- {:.4f} ({} tokens in {} windows, mean nll {:.5f})\n",
-                     quality.ppl(), quality.ppl_error(), quality.tokens, windows, quality.mean_nll);
+  return fmt::format("perplexity {:.4f} +- {} ({} tokens in {} windows, mean nll {:.5f})\n", quality.ppl(),
+                     number_or_na(quality.ppl_error(), 4), quality.tokens, windows, quality.mean_nll);
 }
 
 void run_comparison(const PerplexityFlags& flags, Engine& engine, const std::vector<Window>& windows) {
@@ -203,12 +193,12 @@ void run_comparison(const PerplexityFlags& flags, Engine& engine, const std::vec
     return print_json(document);
   }
   print_out(quality_text(c.model, windows.size()));
-  print_out(fmt::format("reference  {:.4f} +- {:.4f} ({})\n", c.reference.ppl(), c.reference.ppl_error(),
-                        flags.compare));
+  print_out(fmt::format("reference  {:.4f} +- {} ({})\n", c.reference.ppl(),
+                        number_or_na(c.reference.ppl_error(), 4), flags.compare));
   print_out(fmt::format("difference of perplexity {:+.4f} ({:+.2f} %)\n", delta_ppl,
                         100 * delta_ppl / c.reference.ppl()));
-  print_out(fmt::format("KL divergence from the reference {:.6f} +- {:.6f} nats\n",
-                        c.distance.kl_divergence(), c.distance.kl_error()));
+  print_out(fmt::format("KL divergence from the reference {:.6f} +- {} nats\n", c.distance.kl_divergence(),
+                        number_or_na(c.distance.kl_error(), 6)));
   print_out(fmt::format("same most probable token {:.2f} %\n", 100 * c.distance.top1_agreement()));
   print_out(
       fmt::format("RMS change of the right token's probability {:.3f} %\n", 100 * c.distance.rms_delta_p()));
@@ -234,8 +224,8 @@ void add_perplexity(CLI::App& app) {
       app.add_subcommand("perplexity", "perplexity on a text: windows of BOS and --ctx text tokens");
   flags->common.add_to(*command, CommonFlags::Model::required);
   flags->capacity.add_to(*command);
-  command->add_option("-f,--file", flags->file, "text; - = stdin");
-  command->add_option("--tokens-file", flags->tokens_file, "token ids instead of text");
+  command->add_option("-f,--file", flags->file, "text; - = stdin")->check(not_empty());
+  command->add_option("--tokens-file", flags->tokens_file, "token ids instead of text")->check(not_empty());
   command->add_option("--ctx", flags->ctx, "text tokens of a window")
       ->check(whole_number_in(1, 1 << 24))
       ->default_str("2048, or what the model takes if less");

@@ -2,21 +2,21 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <string_view>
 
 namespace spinfer {
 namespace {
 
-/// Weight bytes a decode step reads, per second of the median step.
+/// Weight bytes a decode step reads, per second of the median step. NaN without decode steps.
 double effective_gb_per_s(const RunReport& report) {
-  if (report.times.tpot_ms_median <= 0) return 0;
   return double(report.memory.step_weights_bytes) / (report.times.tpot_ms_median * 1e6);
 }
 
 /// 100 % = the step takes no longer than reading its weights once at the measured read bandwidth.
 double byte_floor_percent(const RunReport& report) {
-  return report.read.gb_per_s > 0 ? 100 * effective_gb_per_s(report) / report.read.gb_per_s : 0;
+  return 100 * effective_gb_per_s(report) / report.read.gb_per_s;
 }
 
 /// Why the ratios of a small model say little about a large one.
@@ -49,7 +49,11 @@ std::string human_bytes(int64_t bytes) {
 }
 
 double decode_speedup(const RunReport& sparse, const RunReport& dense) {
-  return sparse.times.tpot_ms_median > 0 ? dense.times.tpot_ms_median / sparse.times.tpot_ms_median : 0;
+  return dense.times.tpot_ms_median / sparse.times.tpot_ms_median;
+}
+
+std::string number_or_na(double value, int decimals, std::string_view unit) {
+  return std::isfinite(value) ? fmt::format("{:.{}f}{}", value, decimals, unit) : "n/a";
 }
 
 nlohmann::json timings_json(const RunReport& report) {
@@ -116,7 +120,7 @@ std::string report_table(const RunReport& sparse, const std::optional<RunReport>
     table += '\n';
   };
   const auto bytes = [](int64_t b) { return human_bytes(b); };
-  const auto ms = [](double v) { return fmt::format("{:.2f} ms", v); };
+  const auto ms = [](double v) { return number_or_na(v, 2, " ms"); };
 
   if (dense) table += fmt::format("  {:<28}{:>14}{:>14}{:>10}\n", "", "sparse", "dense", "gain");
   text_row("parameters",
@@ -143,12 +147,12 @@ std::string report_table(const RunReport& sparse, const std::optional<RunReport>
       [](double v) { return fmt::format("{:.1f} tok/s", v); }, false);
   text_row("weights read by a step", [&](const RunReport& r) { return bytes(r.memory.step_weights_bytes); });
   text_row("effective bandwidth",
-           [](const RunReport& r) { return fmt::format("{:.1f} GB/s", effective_gb_per_s(r)); });
+           [](const RunReport& r) { return number_or_na(effective_gb_per_s(r), 1, " GB/s"); });
   if (sparse.read.gb_per_s > 0) {
     text_row("plain read loop",
              [](const RunReport& r) { return fmt::format("{:.1f} GB/s", r.read.gb_per_s); });
     text_row("share of the byte floor",
-             [](const RunReport& r) { return fmt::format("{:.0f} %", byte_floor_percent(r)); });
+             [](const RunReport& r) { return number_or_na(byte_floor_percent(r), 0, " %"); });
   }
   return table + cache_note(sparse, dense);
 }

@@ -5,6 +5,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "engine/apps/generation_run.h"
 #include "engine/apps/read_bandwidth.h"
@@ -21,6 +22,7 @@ struct RunReport {
 /// The report of a finished run; measures the read bandwidth where the engine runs on the CPU.
 RunReport make_report(const Engine& engine, const GenerationTimes& times, int threads);
 
+/// Figures that a run does not have (no decode step, no time per output token) are null.
 /// {"ttft_ms", "tpot_ms", "tokens_per_s", …} and {"weights_dense_bytes", "weights_bytes", "kv_bytes",
 /// "peak_bytes", …} of CLI.md.
 nlohmann::json timings_json(const RunReport& report);
@@ -28,12 +30,15 @@ nlohmann::json memory_json(const RunReport& report);
 /// One column of `bench latency`: both of the above in one object, with the names CLI.md gives there.
 nlohmann::json latency_json(const RunReport& report);
 
-/// How much faster `sparse` decodes than `dense`: the ratio of median times per output token.
+/// How much faster `sparse` decodes than `dense`: the ratio of median times per output token; NaN where a run
+/// had no decode step.
 double decode_speedup(const RunReport& sparse, const RunReport& dense);
 
 /// The table as text, with a second column and the ratios where `dense` is given.
 std::string report_table(const RunReport& sparse, const std::optional<RunReport>& dense);
 
+/// "1.23 ms"; "n/a" for what is undefined, which is NaN here and null in JSON.
+std::string number_or_na(double value, int decimals, std::string_view unit = {});
 /// "1.23 GB", decimal units.
 std::string human_bytes(int64_t bytes);
 

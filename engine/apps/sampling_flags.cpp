@@ -24,7 +24,9 @@ void SamplingFlags::add_to(CLI::App& command) {
       ->allow_extra_args(false)
       ->type_name("TEXT");
   command.add_flag("--ignore-eos", ignore_eos, "go on past the end-of-text token");
-  command.add_option("--logprobs", logprobs, "log-probability of each token and of this many alternatives")
+  command
+      .add_option("--logprobs", logprobs,
+                  "with --json: log-probability of each token and of this many alternatives")
       ->check(whole_number_in(0, 100));
 }
 

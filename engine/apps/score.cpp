@@ -1,16 +1,16 @@
 // `spinfer score`: log-probabilities of given token sequences.
 #include <fmt/format.h>
 
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "engine/apps/command.h"
-#include "engine/apps/interrupt.h"
 #include "engine/apps/options.h"
 #include "engine/apps/output.h"
 #include "engine/apps/progress.h"
+#include "engine/apps/sequence_scores.h"
 #include "kernels/check.h"
+#include "models/config.h"
 
 namespace spinfer {
 namespace {
@@ -23,55 +23,48 @@ struct ScoreFlags {
   int top = 8;
 };
 
-struct Scored {
-  std::vector<float> token_logprobs;
-  std::vector<TopLogprob> last_top;
-};
-
 std::vector<std::vector<int32_t>> read_sequences(const ScoreFlags& flags) {
   std::vector<std::vector<int32_t>> sequences;
   if (flags.tokens.empty() == flags.tokens_file.empty())
     throw UsageError("score: give one of --tokens and --tokens-file");
   if (!flags.tokens.empty()) {
-    sequences.push_back(parse_ids(flags.tokens, "--tokens"));
+    sequences.push_back(parse_ids(flags.tokens, "--tokens", IdSource::flag));
   } else {
     const std::string text = read_text(flags.tokens_file);
+    int64_t line = 0;
     for (size_t begin = 0; begin < text.size();) {
       const size_t end = std::min(text.find('\n', begin), text.size());
-      auto ids = parse_ids(std::string_view(text).substr(begin, end - begin), flags.tokens_file);
+      auto ids = parse_ids(std::string_view(text).substr(begin, end - begin),
+                           fmt::format("{} line {}", flags.tokens_file, ++line), IdSource::file);
       if (!ids.empty()) sequences.push_back(std::move(ids));
       begin = end + 1;
     }
   }
-  if (sequences.empty() || sequences[0].empty()) throw UsageError("score: no token ids given");
+  if (!flags.tokens.empty() && sequences[0].empty()) throw UsageError("--tokens: no token ids given");
+  check(!sequences.empty(), "{}: holds no token ids", flags.tokens_file);
   return sequences;
 }
 
-std::vector<Scored> score(Engine& engine, const std::vector<std::vector<int32_t>>& sequences, int top) {
-  SamplingParams params;
-  params.max_tokens = 0;
-  params.prompt_logprobs = true;
-  params.logprobs = top;
-  std::map<RequestId, size_t> index;
-  for (size_t i = 0; i < sequences.size(); ++i) index[engine.add_request(sequences[i], params)] = i;
-  std::vector<Scored> results(sequences.size());
-  ProgressBar bar("scoring", ProgressUnit::items);
-  int64_t done = 0;
-  while (engine.has_work()) {
-    stop_if_interrupted();
-    for (auto& update : engine.step()) {
-      if (update.finish == FinishReason::error) throw Error(update.error);
-      Scored& result = results[index.at(update.id)];
-      if (!update.prompt_logprobs.empty()) result.token_logprobs = std::move(update.prompt_logprobs);
-      if (!update.last_top.empty()) result.last_top = std::move(update.last_top);
-      if (update.finish != FinishReason::none) bar.update(++done, int64_t(sequences.size()));
-    }
+/// Before the weights are loaded: ids given on the command line are usage, those of a file are not.
+void check_sequences(const ScoreFlags& flags, const std::vector<std::vector<int32_t>>& sequences) {
+  const ModelConfig config = load_config(flags.common.model);
+  const bool from_flag = flags.tokens_file.empty();
+  const auto need = [&](bool ok, int64_t value, const char* what, int64_t most) {
+    if (ok) return;
+    const std::string message = fmt::format("{}: {} {}; at most {} with this model",
+                                            from_flag ? "--tokens" : flags.tokens_file, what, value, most);
+    if (from_flag) throw UsageError(message);
+    throw Error(message);
+  };
+  for (const auto& ids : sequences) {
+    for (const int32_t id : ids) need(id < config.vocab_size, id, "token id", config.vocab_size - 1);
+    const auto length = int64_t(ids.size());
+    need(length <= config.max_positions, length, "sequence length", config.max_positions);
   }
-  return results;
 }
 
-void print_text(const std::vector<Scored>& results) {
-  for (const Scored& result : results) {
+void print_text(const std::vector<SequenceScore>& results) {
+  for (const SequenceScore& result : results) {
     double sum = 0;
     std::string line;
     for (float logprob : result.token_logprobs) {
@@ -86,15 +79,17 @@ void print_text(const std::vector<Scored>& results) {
 
 void run_score(const ScoreFlags& flags) {
   const auto sequences = read_sequences(flags);
+  check_sequences(flags, sequences);
   EngineOptions options = flags.common.engine_options();
   flags.capacity.apply(options);
   ProgressBar bar("loading", ProgressUnit::bytes);
   options.load_progress = bar.callback();
   const auto engine = Engine::create(options);
-  const auto results = score(*engine, sequences, flags.top);
+  ProgressBar scoring("scoring", ProgressUnit::items);
+  const auto results = score_sequences(*engine, {sequences.begin(), sequences.end()}, flags.top, scoring);
   if (!flags.common.json) return print_text(results);
   nlohmann::json document{{"ranks", engine->ranks()}, {"sequences", nlohmann::json::array()}};
-  for (const Scored& result : results) {
+  for (const SequenceScore& result : results) {
     nlohmann::json last = nlohmann::json::array();
     for (const TopLogprob& top : result.last_top) last.push_back({{"id", top.id}, {"logprob", top.logprob}});
     document["sequences"].push_back({{"token_logprobs", result.token_logprobs}, {"last_top", last}});
@@ -109,8 +104,10 @@ void add_score(CLI::App& app) {
   CLI::App* command = app.add_subcommand("score", "log-probabilities of given tokens");
   flags->common.add_to(*command, CommonFlags::Model::required);
   flags->capacity.add_to(*command);
-  command->add_option("--tokens", flags->tokens, "one sequence of ids: 1,2,3 (no BOS is added)");
-  command->add_option("--tokens-file", flags->tokens_file, "one sequence a line; - = stdin");
+  command->add_option("--tokens", flags->tokens, "one sequence of ids: 1,2,3 (no BOS is added)")
+      ->check(not_empty());
+  command->add_option("--tokens-file", flags->tokens_file, "one sequence a line; - = stdin")
+      ->check(not_empty());
   command->add_option("--top", flags->top, "how many most probable next tokens to list")
       ->check(whole_number_in(0, 100))
       ->capture_default_str();

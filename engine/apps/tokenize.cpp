@@ -35,7 +35,7 @@ void add_detokenize(CLI::App& app) {
   flags->add_to(*command, CommonFlags::Model::required);
   command->callback([flags] {
     const Tokenizer tokenizer = load_tokenizer(flags->model);
-    auto ids = parse_ids(read_text("-"), "stdin");
+    auto ids = parse_ids(read_text("-"), "stdin", IdSource::file);
     if (!ids.empty() && tokenizer.bos_id() == ids[0]) ids.erase(ids.begin());
     const std::string text = tokenizer.decode(ids);
     if (flags->json) return print_json({{"text", text}});

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string_view>
@@ -27,6 +28,12 @@ constexpr LinearShape kPaperShapes[] = {
 };
 
 using Clock = std::chrono::steady_clock;
+
+/// Making the copies of a tiny matrix that exceed the cache would take longer than anybody waits; 4 GB of
+/// caches are exceeded from 0.5 MB a matrix on.
+constexpr int64_t kMostCopies = 1 << 13;
+/// A read loop over less than this measures its own start.
+constexpr int64_t kFewestReadableBytes = 1 << 15;
 
 uint64_t mix(uint64_t z) {  // SplitMix64
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -83,6 +90,10 @@ int64_t default_cold_bytes() {
   return std::max<int64_t>(int64_t{512} << 20, 4 * cache);
 }
 
+int64_t copies_of(int64_t pair_bytes, int64_t cold_bytes) {
+  return std::min(kMostCopies, (cold_bytes + pair_bytes - 1) / pair_bytes);
+}
+
 /// Copies of one matrix, dense and packed, resident on the device; launches go round.
 class Copies {
  public:
@@ -93,7 +104,7 @@ class Copies {
       original_ = encode({shape.m, shape.k, data.data(), nullptr}, pool);
     }
     const int64_t pair = 2 * shape.m * shape.k + original_.view().bytes();
-    const int64_t count = (cold_bytes + pair - 1) / pair;
+    const int64_t count = copies_of(pair, cold_bytes);
     for (int64_t i = 0; i < count; ++i) {
       // decode and slice_cols both give memory of their own; prepare_linear on the CPU uses it where it is.
       dense_.push_back(prepare(device, decode(original_.view(), pool)));
@@ -179,7 +190,8 @@ class RowBench {
                  packed = double(copies_.original().bytes()) + activations;
     row.gbps = packed / row.us * 1e-3;
     row.dense_gbps = (2.0 * double(m_) * double(k_) + activations) / row.dense_us * 1e-3;
-    row.floor_pct = 100.0 * row.gbps / row.read_gbps;
+    const bool readable = options_.read_gbps > 0 || 2 * m_ * k_ >= kFewestReadableBytes;
+    row.floor_pct = readable ? 100.0 * row.gbps / row.read_gbps : std::numeric_limits<double>::quiet_NaN();
     return row;
   }
 
@@ -241,7 +253,7 @@ void check_memory(Device& device, const LinearShape& shape, double sparsity, int
   const double weights = double(shape.m) * double(shape.k);
   const double pair =
       2 * weights + double(tca_bme_bytes(shape.m, shape.k, int64_t((1 - sparsity) * weights)));
-  const double need = std::ceil(double(cold_bytes) / pair) * pair + pair,
+  const double need = double(copies_of(int64_t(pair), cold_bytes)) * pair + pair,
                free = double(device.info().free_bytes);
   check(need <= free, "bench of {}x{} at sparsity {} needs {:.1f} GB of memory, {:.1f} GB are free", shape.m,
         shape.k, sparsity, need * 1e-9, free * 1e-9);

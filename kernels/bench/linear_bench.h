@@ -30,7 +30,7 @@ struct LinearBenchOptions {
   int batches = 7;                              ///< of each kind
   double batch_seconds = 0.05;                  ///< least length of a batch
   /// Weights rotated through, dense and sparse together; 0: 512 MB or four times the CPU's last-level cache,
-  /// the larger.
+  /// the larger. At most 8192 copies of a matrix: small ones are not cold.
   int64_t cold_bytes = 0;
   /// What the byte floor is reckoned with; 0: measured, by a plain read loop over the dense weights on the
   /// CPU's threads. Must be given where weights are not in host memory.
@@ -50,7 +50,8 @@ struct LinearBenchRow {
   double gbps;        ///< of the packed weight and the activations
   double dense_gbps;  ///< of the dense weight and the activations
   double read_gbps;   ///< read loop, in the same run
-  double floor_pct;   ///< time to read the packed bytes at read_gbps, as a share of `us`
+  double floor_pct;   ///< time to read the packed bytes at read_gbps, as a share of `us`; NaN of a matrix too
+                      ///< small (32 KiB dense) for a read loop
   double rel_error;   ///< ‖Y − reference‖ / ‖reference‖ on sampled rows, against double
   std::vector<double> us_batches, dense_us_batches, read_gbps_batches;  ///< in the order measured
 };

@@ -11,6 +11,8 @@ from program import LLAMA, OPT, ROOT, command
 
 CONFIG = ROOT / "configs" / "models" / "opt-125m.json"
 USAGE, FAILURE = 2, 1
+LLAMA3_SCALING = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                  "original_max_position_embeddings": 64}
 
 BAD_FLAGS = [  # arguments, what the line must name
     ([], ["command", "generate"]),
@@ -61,11 +63,20 @@ BAD_FLAGS = [  # arguments, what the line must name
     (["generate", "-m", LLAMA, "-p", "a", "--tp", 0], ["--tp"]),
     (["generate", "-m", LLAMA, "-p", "a", "--tp", 65], ["--tp"]),
     (["generate", "-m", LLAMA, "-p", "a", "-tp", "two"], ["--tp", "two"]),
+    (["generate", "-m", LLAMA, "-p", "a", "-tp=two"], ["--tp", "two"]),
+    (["generate", "-m", LLAMA, "-p", "a", "-tp3"], ["--tp 3", "1, 2, 4"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--logprobs", 2], ["--logprobs", "--json"]),
+    (["generate", "-m", LLAMA, "-f", ""], ["-f", "empty"]),
     (["score", "-m", LLAMA], ["--tokens"]),
     (["score", "-m", LLAMA, "--tokens", "1,x"], ["x"]),
     (["score", "-m", LLAMA, "--tokens", "1,-2"], ["-2"]),
     (["score", "-m", LLAMA, "--tokens", "1,99999999999"], ["99999999999"]),
     (["score", "-m", LLAMA, "--tokens", ", ,"], ["token"]),
+    (["score", "-m", LLAMA, "--tokens", " "], ["--tokens"]),
+    (["score", "-m", LLAMA, "--tokens", "1,,2"], ["--tokens", "comma"]),
+    (["score", "-m", LLAMA, "--tokens", "1,2,"], ["--tokens", "comma"]),
+    (["score", "-m", LLAMA, "--tokens", "1,2048"], ["--tokens", "2048", "2047"]),
+    (["score", "-m", LLAMA, "--tokens", ",".join(["5"] * 513)], ["--tokens", "513", "512"]),
     (["score", "-m", LLAMA, "--tokens", "1", "--tokens-file", "b"], ["--tokens-file"]),
     (["score", "-m", LLAMA, "--tokens", "1", "--top", 500], ["--top"]),
     (["tokenize"], ["--model"]),
@@ -75,6 +86,8 @@ BAD_FLAGS = [  # arguments, what the line must name
     (["perplexity", "-m", LLAMA, "-f", LLAMA / "config.json", "--ctx", 512], ["--ctx", "511"]),
     (["perplexity", "-m", LLAMA, "-f", LLAMA / "config.json", "--ctx", 64, "--stride", 65], ["--stride", "64"]),
     (["prune", "-m", LLAMA], ["--output"]),
+    (["prune", "-m", LLAMA, "-o", ""], ["--output", "empty"]),
+    (["pack", "-m", LLAMA, "-o", ""], ["--output", "empty"]),
     (["prune", "-m", LLAMA, "-o", "out", "--sparsity", 1.5], ["--sparsity", "0..1"]),
     (["prune", "-m", LLAMA, "-o", "out", "--sparsity", "nan"], ["--sparsity"]),
     (["prune", "-m", LLAMA, "-o", "out", "--method", "wanda"], ["--method", "wanda", "magnitude"]),
@@ -86,11 +99,13 @@ BAD_FLAGS = [  # arguments, what the line must name
     (["inspect", "--config", CONFIG, "--plan", "-tp", 5], ["--tp 5", "1, 2, 3, 4, 6, 12"]),
     (["inspect", "--config", CONFIG, "--plan", "--max-model-len", 4096], ["--max-model-len", "2048"]),
     (["inspect", "--config", CONFIG, "--sparsity", 1.1], ["--sparsity"]),
+    (["inspect", "-m", LLAMA, "--sparsity", 0.5], ["--sparsity", "--config"]),
+    (["inspect", "-m", LLAMA, "--gpu-memory", 1 << 34], ["--gpu-memory", "--plan"]),
     (["bench", "latency"], ["-m", "--config"]),
     (["bench", "latency", "-m", LLAMA, "--config", CONFIG], ["-m", "--config"]),
     (["bench", "latency", "-m", LLAMA, "--batch-size", 0], ["--batch-size"]),
     (["bench", "latency", "-m", LLAMA, "--output-len", "ten"], ["--output-len", "ten"]),
-    (["bench", "latency", "-m", LLAMA, "--input-len", 400, "--output-len", 400], ["--max-model-len", "800", "512"]),
+    (["bench", "latency", "-m", LLAMA, "--input-len", 400, "--output-len", 400], ["--input-len 400", "--output-len 400", "512"]),
     (["bench", "kernel", "--shapes", "128"], ["--shapes", "128"]),
     (["bench", "kernel", "--shapes", "0x5"], ["--shapes", "0x5"]),
     (["bench", "kernel", "--shapes", "64x64,"], ["--shapes"]),
@@ -105,7 +120,8 @@ BAD_FILES = [  # arguments, what the line must name
     (["generate", "-m", "nowhere", "-p", "a"], "nowhere"),
     (["generate", "-m", LLAMA / "config.json", "-p", "a"], "config.json"),
     (["generate", "-m", LLAMA, "-f", "nofile.txt"], "nofile.txt"),
-    (["generate", "-m", LLAMA, "-f", "."], "."),
+    (["generate", "-m", LLAMA, "-f", "."], ".: is a directory"),
+    (["perplexity", "-m", LLAMA, "-f", "."], ".: is a directory"),
     (["generate", "-m", LLAMA, "--prompts", "nofile.jsonl"], "nofile.jsonl"),
     (["score", "-m", LLAMA, "--tokens-file", "nofile.ids"], "nofile.ids"),
     (["score", "-m", "nowhere", "--tokens", "1"], "nowhere"),
@@ -123,8 +139,6 @@ BAD_FILES = [  # arguments, what the line must name
     (["prune", "-m", "nowhere", "-o", "out"], "nowhere"),
     (["bench", "latency", "--config", "nowhere.json"], "nowhere.json"),
     (["bench", "kernel", "--shapes", "64x64", "-N", "1", "--sparsity", "0.5", "--csv", "no/such/dir.csv"], "no/such/dir.csv"),
-    (["score", "-m", LLAMA, "--tokens", "1,2048"], ["2048", "2047"]),
-    (["score", "-m", LLAMA, "--tokens", ",".join(["5"] * 513)], ["513", "512"]),
     (["generate", "-m", LLAMA, "-p", "word " * 600, "-n", "1"], "512"),
     (["generate", "-m", LLAMA, "-p", "a", "-n", "512"], "512"),
     (["generate", "-m", LLAMA, "-p", "a", "-n", "100", "--num-kv-blocks", "2"], "32"),
@@ -159,6 +173,7 @@ BAD_CONFIGS = [  # changes to a good config.json, what the line must name
     ({"max_position_embeddings": 1e300}, "max_position_embeddings"),
     ({"rope_theta": -1}, "rope_theta"),
     ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
+    ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {**LLAMA3_SCALING}}, ("rope_scaling", "rope_parameters")),
 ]
 
 
@@ -196,9 +211,17 @@ class BadInput(program.ProgramTest):
                           ["bench", "latency", "-m", LLAMA], ["bench", "kernel", "--shapes", "64x64"]):
             self.refused(None, [*arguments, "--device", "cuda"], says="cuda")
 
-    def test_bad_ids_on_stdin(self):
-        self.refused(None, ["detokenize", "-m", LLAMA], stdin=b"1 2 three", says="three")
-        self.refused(None, ["detokenize", "-m", LLAMA], stdin=b"2048", says="2048")
+    def test_bad_ids_in_files(self):
+        """The same ids that are a usage error in a flag: what a file holds is a failure."""
+        for text, says in (("1 2 three", "three"), ("1,-2", "-2"), ("1,,2", "comma"), ("2048", "2047"), ("99999999999", "99999999999")):
+            with self.subTest(text=text):
+                path = self.file("ids.txt", text)
+                self.refused(FAILURE, ["score", "-m", LLAMA, "--tokens-file", path], says=("ids.txt", says))
+                self.refused(FAILURE, ["perplexity", "-m", LLAMA, "--tokens-file", path], says=says)
+                self.refused(FAILURE, ["detokenize", "-m", LLAMA], stdin=text.encode(), says=says)
+        self.refused(FAILURE, ["score", "-m", LLAMA, "--tokens-file", self.file("ids.txt", " \n")], says="no token ids")
+        self.refused(FAILURE, ["score", "-m", LLAMA, "--tokens-file", self.file("ids.txt", "1 2\n1 x\n")], says="line 2")
+        self.refused(FAILURE, ["score", "-m", LLAMA, "--tokens-file", self.file("ids.txt", "5 " * 513)], says=("513", "512"))
 
     def damaged(self, **files):
         """A copy of the LLaMA demo in which some files are other than they should be; None removes one."""

@@ -53,6 +53,21 @@ class Generate(program.ProgramTest):
         self.assertLess(memory["weights_bytes"], memory["weights_dense_bytes"])
         self.assertGreaterEqual(memory["peak_bytes"], memory["weights_bytes"] + memory["kv_bytes"])
 
+    def test_one_token_has_no_time_per_token(self):
+        """Figures that need a second token are null or n/a, not 0."""
+        arguments = ("generate", "-m", LLAMA, "-p", PROMPT, "-n", 1, "--baseline", "dense")
+        document = self.json(*arguments)
+        self.assertGreater(document["timings"]["ttft_ms"], 0)
+        for value in (document["timings"]["tpot_ms"], document["timings"]["gbps"], document["timings"]["floor_pct"],
+                      document["speedup"]):
+            self.assertIsNone(value)
+        table = self.run_program(*arguments).stderr.decode()
+        self.assertRegex(table, r"time per output token +n/a +n/a *\n")
+
+    def test_spellings_of_tp(self):
+        for spelling in (("-tp", 2), ("-tp2",), ("-tp=2",), ("--tp=2",), ("--tensor-parallel", 2)):
+            self.assertEqual(self.json("score", "-m", LLAMA, "--tokens", "1,2", *spelling)["ranks"], 2, spelling)
+
     def test_seed_decides_and_report_changes_nothing(self):
         arguments = ("generate", "-m", LLAMA, "-p", PROMPT, "-n", 40)
         first = self.ok(*arguments, "--seed", 7)
@@ -173,6 +188,9 @@ class Perplexity(program.ProgramTest):
         self.assertEqual(plain["tokens"], count)
         self.assertAlmostEqual(plain["ppl"], math.exp(plain["mean_nll"]), delta=1e-6 * plain["ppl"])
         self.assertGreater(plain["ppl_error"], 0)
+        one = self.json("perplexity", "-m", OPT, "--tokens-file", self.file("ids.txt", "7"))
+        self.assertEqual((one["tokens"], one["ppl_error"]), (1, None), "one token has no spread")
+        self.assertIn(b"+- n/a", self.ok("perplexity", "-m", OPT, "--tokens-file", "ids.txt"))
         strided = self.json("perplexity", "-m", OPT, "-f", "-", "--ctx", 64, "--stride", 16, stdin=text)
         self.assertEqual(strided["tokens"], count)
         self.assertLess(strided["mean_nll"], plain["mean_nll"], "more context predicts better")
@@ -290,8 +308,13 @@ class PackAndPrune(program.ProgramTest):
         self.assertAlmostEqual(none["sparsity"], 0.5, delta=0.01)  # the demo's own zeros
 
     def test_min_sparsity(self):
+        """Holds for linears that are packed already as for others: the demo's have 50 % zeros."""
         document = self.json("pack", "-m", OPT, "-o", "kept")
         self.assertEqual(document["packed_linears"], document["linears"])
+        document = self.json("pack", "-m", OPT, "-o", "dense", "--min-sparsity", 0.7)
+        self.assertEqual((document["packed_linears"], document["packed_bytes"]), (0, document["dense_bytes"]))
+        for a, b in zip(sum(self.logprobs("kept"), []), sum(self.logprobs("dense"), [])):
+            self.assertAlmostEqual(a, b, delta=0.01)
 
     def test_made_checkpoint(self):
         """A checkpoint written here, half of whose weights are zero, packs to the formula's bytes."""
@@ -330,6 +353,9 @@ class Bench(program.ProgramTest):
         self.assertLess(document["sparse"]["weights_bytes"], document["dense"]["weights_bytes"])
         ratio = document["dense"]["tpot_ms_median"] / document["sparse"]["tpot_ms_median"]
         self.assertAlmostEqual(document["speedup"], ratio, delta=1e-6 * ratio)
+        one = self.json("bench", "latency", "-m", OPT, "--baseline", "dense", "--output-len", 1, "--batch-size", 2)
+        self.assertIsNone(one["speedup"])
+        self.assertIsNone(one["sparse"]["tpot_ms_median"])
         alone = self.json("bench", "latency", "-m", OPT, *lengths)
         self.assertNotIn("dense", alone)
         self.assertIn(b"time per output token", self.ok("bench", "latency", "-m", LLAMA, *lengths))
@@ -344,6 +370,12 @@ class Bench(program.ProgramTest):
                 self.assertGreater(row[field], 0)
             self.assertLess(row["rel_error"], 1e-3)
         self.assertEqual(len((self.tmp / "rows.csv").read_text().splitlines()), 5)
+
+    def test_kernel_of_a_tiny_matrix(self):
+        """A read loop over two bytes says nothing, and nobody waits for a cache full of them."""
+        arguments = ("bench", "kernel", "--shapes", "1x1", "-N", 1, "--sparsity", 0.5, "--device", "cpu")
+        self.assertIsNone(self.json(*arguments)[0]["floor_pct"])
+        self.assertIn(b"n/a", self.ok(*arguments))
 
 
 class Doctor(program.ProgramTest):

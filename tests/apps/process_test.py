@@ -54,6 +54,20 @@ class Interrupt(program.ProgramTest):
         self.assertEqual(status, 130)
         self.assertLess(seconds, 5)
 
+    def test_while_libraries_start(self):
+        """Long before main: the loader says on stderr when it begins to initialise the shared libraries."""
+        process = subprocess.Popen(command("tokenize", "-m", LLAMA), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, env={**os.environ, "LD_DEBUG": "libs"})
+        try:
+            if not any(b"calling init:" in line for line in process.stderr):
+                self.skipTest("this system's loader does not say what it does")
+            process.send_signal(signal.SIGINT)
+            process.stderr.read()
+            self.assertEqual(process.wait(timeout=20), 130)
+        finally:
+            process.kill()
+            process.communicate()
+
     def test_reading_stdin(self):
         process = subprocess.Popen(command("tokenize", "-m", LLAMA), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE)

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <numeric>
@@ -37,7 +36,11 @@ TEST(LinearBench, MeasuresEachCombinationOnce) {
     EXPECT_DOUBLE_EQ(row.speedup, row.dense_us / row.us);
     EXPECT_GT(row.gbps, 0);
     EXPECT_GT(row.read_gbps, 0);
-    EXPECT_NEAR(row.floor_pct, 100 * row.gbps / row.read_gbps, 1e-9);
+    if (row.m == 200) {
+      EXPECT_NEAR(row.floor_pct, 100 * row.gbps / row.read_gbps, 1e-9);
+    } else {
+      EXPECT_TRUE(std::isnan(row.floor_pct)) << "too small for a read loop";
+    }
     EXPECT_GT(row.rel_error, 0) << "fp16 output cannot be exact";
     EXPECT_LT(row.rel_error, 1e-3);
     EXPECT_EQ(row.us_batches.size(), 2u);

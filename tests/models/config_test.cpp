@@ -133,7 +133,7 @@ TEST(Config, RopeThetaAndScalingInEitherStyle) {
                         {"low_freq_factor", 1.0},
                         {"high_freq_factor", 4.0},
                         {"original_max_position_embeddings", 64}};
-  std::vector<json> styles(3, llama_json());
+  std::vector<json> styles(5, llama_json());
   styles[0]["rope_theta"] = 500000.0;
   styles[0]["rope_scaling"] = scaling;
   styles[0]["rope_scaling"]["rope_type"] = "llama3";
@@ -143,6 +143,11 @@ TEST(Config, RopeThetaAndScalingInEitherStyle) {
   styles[2]["rope_parameters"] = scaling;
   styles[2]["rope_parameters"]["rope_type"] = "llama3";
   styles[2]["rope_parameters"]["rope_theta"] = 500000.0;
+  styles[3] = styles[2];  // both, saying the same
+  styles[3]["rope_theta"] = 500000.0;
+  styles[3]["rope_scaling"] = styles[0]["rope_scaling"];
+  styles[4] = styles[2];  // the old one says nothing of theta
+  styles[4]["rope_scaling"] = styles[1]["rope_scaling"];
   for (const json& j : styles) {
     const ModelConfig c = parse(j);
     EXPECT_FLOAT_EQ(c.rope_theta, 500000);
@@ -295,6 +300,26 @@ const std::vector<BadConfig>& bad_configs() {
       {"eps_text", [] { return with(llama_json(), "rms_norm_eps", "1e-5"); }, "must be a number"},
       {"theta_zero", [] { return with(llama_json(), "rope_theta", 0); }, "\"rope_theta\" is 0"},
       {"theta_negative", [] { return with(llama_json(), "rope_theta", -1e4); }, "\"rope_theta\""},
+      {"rope_types_differ", [] { return with_rope("type", "linear"); }, "\"type\" is \"linear\""},
+      {"rope_styles_differ",
+       [] {
+         return with(json::parse(with_rope("factor", 8.0)), "rope_parameters", {{"rope_type", "default"}});
+       },
+       "\"rope_scaling\" and \"rope_parameters\" contradict"},
+      {"rope_factors_differ",
+       [] {
+         json both = json::parse(with_rope("factor", 8.0));
+         both["rope_parameters"] = both["rope_scaling"];
+         both["rope_parameters"]["factor"] = 4.0;
+         return both.dump();
+       },
+       "\"rope_scaling\" and \"rope_parameters\" contradict"},
+      {"thetas_differ",
+       [] {
+         return with(json::parse(with(llama_json(), "rope_theta", 5e5)), "rope_parameters",
+                     {{"rope_theta", 1e4}});
+       },
+       "\"rope_theta\" is 10000 here and 500000 outside"},
       {"rope_list", [] { return with(llama_json(), "rope_scaling", json::array()); },
        "must be a JSON object"},
       {"rope_type", [] { return with_rope("rope_type", "yarn"); },
