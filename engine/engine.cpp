@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <numeric>
@@ -125,9 +126,11 @@ struct Request {
   RequestTimes times;
 };
 
+/// A step that is queued.
 struct Step {
   Clock::time_point start;
-  Decision decision;
+  int prefill_tokens = 0;
+  int decode_tokens = 0;
   Batch batch;
 };
 
@@ -143,6 +146,10 @@ struct Engine::State {
   MemoryPlan plan;
   KvCache kv;
   Scheduler scheduler;
+
+  bool run_ahead;
+  std::deque<Step> in_flight;  // queued and not collected: at most kStepsInFlight
+  Clock::time_point last_collected;
 
   std::map<RequestId, Request> requests;    // waiting and running, as the scheduler's sequences
   std::vector<RequestId> cancelled;         // to be ended by the next step
@@ -168,26 +175,34 @@ struct Engine::State {
                    .max_num_batched_tokens = plan.limits.max_tokens,
                    .max_logits = plan.limits.max_logits},
                   kv) {
+    const bool one_gpu = backend.name != std::string_view("cpu") && options.tensor_parallel == 1;
+    run_ahead = options.run_ahead.value_or(one_gpu);
     eos_ids = this->config.eos_ids;
     if (this->tokenizer && eos_ids.empty()) eos_ids = this->tokenizer->eos_ids();
   }
 
   void check_request(const std::vector<int32_t>& prompt, const SamplingParams& params) const;
-  Step schedule();
-  std::optional<StepResult> run(const Step& step);
-  std::vector<RequestUpdate> postprocess(const Step& step, const std::optional<StepResult>& result);
+  void schedule();
+  bool queue_step();
+  std::optional<StepResult> collect();
+  std::vector<RequestUpdate> postprocess(const std::optional<StepResult>& result);
+  void add_scores(const Batch& batch, const StepResult& result);
   void accept_token(const Batch& batch, const StepResult& result, size_t row);
+  void fail_all();
+  template <class F>
+  void on_all(const F& body);
   void close(RequestId id);
 };
 
 std::vector<RequestUpdate> Engine::step() {
-  const Step step = state_->schedule();
-  const std::optional<StepResult> result = state_->run(step);
-  return state_->postprocess(step, result);
+  state_->schedule();
+  const std::optional<StepResult> result = state_->collect();
+  return state_->postprocess(result);
 }
 
-Step Engine::State::schedule() {
-  Step step{.start = Clock::now(), .decision = {}, .batch = {}};
+/// Queues the next step, and where allowed the one after it: the device works on that while the host reads
+/// this one's tokens.
+void Engine::State::schedule() {
   updates.clear();
   ended.clear();
   for (const RequestId id : std::exchange(cancelled, {})) {
@@ -196,64 +211,103 @@ Step Engine::State::schedule() {
     request->second.output.end(FinishReason::cancelled);
     close(id);
   }
-  step.decision = scheduler.schedule();
-  step.batch = make_batch(step.decision, kv);
-  for (const ScheduledTokens& work : step.decision.work) {
+  try {
+    if (in_flight.empty() && !queue_step()) return;
+    if (run_ahead && scheduler.may_run_ahead()) queue_step();
+  } catch (const std::exception& error) {
+    failure = error.what();
+  }
+}
+
+/// False if there was nothing to do.
+bool Engine::State::queue_step() {
+  Step step{.start = Clock::now(), .batch = {}};
+  const Decision decision = scheduler.schedule();
+  step.prefill_tokens = decision.prefill_tokens;
+  step.decode_tokens = decision.decode_tokens;
+  step.batch = make_batch(decision, kv);
+  if (step.batch.tokens() == 0) return false;
+  for (const ScheduledTokens& work : decision.work) {
     Request& request = requests.at(work.seq->id);
     if (request.times.first_scheduled == 0) request.times.first_scheduled = seconds_since(request.arrived);
   }
-  return step;
+  on_all([&](Runner& runner) { runner.submit(step.batch); });
+  scheduler.complete(decision);
+  const std::vector<RequestId>& samples = step.batch.sample_ids;
+  for (size_t row = 0; row < samples.size(); ++row) scheduler.append_pending(samples[row], int32_t(row));
+  in_flight.push_back(std::move(step));
+  return true;
 }
 
-/// None if a device failed.
-std::optional<StepResult> Engine::State::run(const Step& step) {
-  if (step.batch.tokens() == 0) return StepResult{};
+template <class F>
+void Engine::State::on_all(const F& body) {
+  const double watchdog = backend.name == std::string_view("cpu") ? 0 : options.watchdog_seconds;
+  ranks->on_all(body, watchdog);
+}
+
+/// The results of the oldest queued step; none if a device failed.
+std::optional<StepResult> Engine::State::collect() {
+  StepResult result;
   try {
-    StepResult result;
-    const double watchdog = backend.name == std::string_view("cpu") ? 0 : options.watchdog_seconds;
-    ranks->on_all(
-        [&](Runner& runner) {
-          StepResult mine = runner.run(step.batch);
-          if (runner.shard().rank == 0) result = std::move(mine);
-        },
-        watchdog);
-    return result;
+    if (failure.empty() && !in_flight.empty()) {
+      on_all([&](Runner& runner) {
+        StepResult mine = runner.collect();
+        if (runner.shard().rank == 0) result = std::move(mine);
+      });
+    }
   } catch (const std::exception& error) {
     failure = error.what();
-    return std::nullopt;
+  }
+  if (!failure.empty()) return std::nullopt;
+  return result;
+}
+
+std::vector<RequestUpdate> Engine::State::postprocess(const std::optional<StepResult>& result) {
+  last_step = {};
+  if (!result) {
+    fail_all();
+  } else if (!in_flight.empty()) {
+    const Step step = std::move(in_flight.front());
+    in_flight.pop_front();
+    add_scores(step.batch, *result);
+    for (size_t row = 0; row < step.batch.sample_ids.size(); ++row) accept_token(step.batch, *result, row);
+    last_step = {.prefill_tokens = step.prefill_tokens,
+                 .decode_tokens = step.decode_tokens,
+                 .seconds = seconds_since(std::max(step.start, last_collected))};
+    last_collected = Clock::now();
+    // Nobody wants what was queued for requests that have ended since.
+    while (requests.empty() && !in_flight.empty() && collect()) in_flight.pop_front();
+  }
+  return std::exchange(updates, {});
+}
+
+void Engine::State::fail_all() {
+  in_flight.clear();
+  while (!requests.empty()) {
+    const auto& [id, request] = *requests.begin();
+    requests.begin()->second.output.end(FinishReason::error, failure);
+    close(id);
   }
 }
 
-std::vector<RequestUpdate> Engine::State::postprocess(const Step& step,
-                                                      const std::optional<StepResult>& result) {
-  if (result) {
-    scheduler.complete(step.decision);
-    const Batch& batch = step.batch;
-    for (size_t i = 0; i < batch.scores.size(); ++i) {
-      const auto [id, position] = batch.scores[i];
-      requests.at(id).output.add_score(position, result->score_logprobs[i]);
-      if (prompt_logits) {
-        const auto vocab = size_t(config.vocab_size);
-        prompt_logits(id, position, std::span(result->score_logits).subspan(i * vocab, vocab));
-      }
-    }
-    for (size_t row = 0; row < batch.sample_ids.size(); ++row) accept_token(batch, *result, row);
-  } else {
-    while (!requests.empty()) {
-      const auto& [id, request] = *requests.begin();
-      requests.begin()->second.output.end(FinishReason::error, failure);
-      close(id);
+void Engine::State::add_scores(const Batch& batch, const StepResult& result) {
+  for (size_t i = 0; i < batch.scores.size(); ++i) {
+    const auto [id, position] = batch.scores[i];
+    const auto request = requests.find(id);
+    if (request == requests.end()) continue;
+    request->second.output.add_score(position, result.score_logprobs[i]);
+    if (prompt_logits) {
+      const auto vocab = size_t(config.vocab_size);
+      prompt_logits(id, position, std::span(result.score_logits).subspan(i * vocab, vocab));
     }
   }
-  last_step = {.prefill_tokens = step.decision.prefill_tokens,
-               .decode_tokens = step.decision.decode_tokens,
-               .seconds = seconds_since(step.start)};
-  return std::exchange(updates, {});
 }
 
 void Engine::State::accept_token(const Batch& batch, const StepResult& result, size_t row) {
   const RequestId id = batch.sample_ids[row];
-  Request& request = requests.at(id);
+  const auto entry = requests.find(id);
+  if (entry == requests.end()) return;  // it ended after this step was queued
+  Request& request = entry->second;
   if (result.ids[row] == kNoToken) {
     request.output.end(FinishReason::error,
                        "the logits hold NaN or infinity: the model's weights are damaged, or its activations "
@@ -278,7 +332,7 @@ void Engine::State::accept_token(const Batch& batch, const StepResult& result, s
     ++generated_tokens;
   }
   if (request.output.finished()) return close(id);
-  scheduler.append(id, result.ids[row]);
+  scheduler.resolve(id, result.ids[row]);
   updates.push_back(request.output.take_update());
 }
 
@@ -306,7 +360,11 @@ std::unique_ptr<Engine> Engine::create(const EngineOptions& options) {
   if (host && options.random_weights) check_random_weights_fit(*ranks, options, config);
   load_ranks(*ranks, options, config);
   const MemoryPlan plan = plan_ranks(*ranks, options, config, host);
-  ranks->on_all([&](Runner& runner) { runner.allocate(plan.limits, plan.kv_blocks, plan.block_size); });
+  const bool graphs = options.graphs.value_or(!host && options.tensor_parallel == 1);
+  ranks->on_all([&](Runner& runner) {
+    runner.allocate(plan.limits, plan.kv_blocks, plan.block_size);
+    if (graphs) runner.use_graphs();
+  });
   return std::unique_ptr<Engine>(new Engine(std::make_unique<State>(
       options, backend, std::move(config), std::move(tokenizer), std::move(ranks), plan)));
 }
@@ -382,6 +440,15 @@ void Engine::check_integrity() const {
   state_->kv.check_integrity();
 }
 
+void Engine::leave_out(uint32_t kinds) {
+  state_->ranks->on_all([&](Runner& runner) { runner.leave_out(kinds); });
+}
+
+double Engine::read_gbps() const {
+  Device& device = state_->ranks->rank(0).device();
+  return device.ops().read_gbps(device.context());
+}
+
 MemoryReport Engine::memory() const {
   MemoryReport memory;
   int64_t weights = 0, nonzeros = 0;
@@ -396,7 +463,11 @@ MemoryReport Engine::memory() const {
     memory.step_weights_bytes += step_weights_bytes(runner.model());
     memory.kv_bytes += runner.device().bytes(MemoryUse::kv_cache);
     memory.workspace_bytes += runner.device().bytes(MemoryUse::workspace);
-    memory.peak_bytes += runner.device().peak_bytes();
+    const DeviceInfo info = runner.device().info();
+    memory.scratch_bytes += info.scratch_bytes;
+    memory.graph_bytes += info.graph_bytes;
+    memory.peak_bytes += runner.device().peak_bytes() + info.scratch_bytes + info.graph_bytes;
+    if (backend_name() != std::string_view("cpu")) memory.driver_bytes += info.total_bytes - info.free_bytes;
   }
   const WeightReport& first = state_->ranks->rank(0).model().report;
   memory.parameters = first.parameters;

@@ -24,7 +24,10 @@ struct EngineOptions {
   int tensor_parallel = 1;
   int threads = 0;  ///< CPU threads of all ranks together; 0 = all cores
   bool deterministic = false;
-  bool dense = false;  ///< run every linear dense: the baseline
+  bool dense = false;          ///< run every linear dense: the baseline
+  std::optional<bool> graphs;  ///< record decode steps and queue them as a whole; default: on GPUs
+  std::optional<bool>
+      run_ahead;  ///< queue the next step before the tokens of this one are read; default: on one GPU
   double min_sparsity = 0.3;
   uint64_t seed = 0;
   int max_num_seqs = 256;
@@ -50,7 +53,10 @@ struct MemoryReport {
   int64_t step_weights_bytes = 0;  ///< of these, what a decode step reads: embedding rows not gathered apart
   int64_t kv_bytes = 0;
   int64_t workspace_bytes = 0;
-  int64_t peak_bytes = 0;  ///< largest total the devices held
+  int64_t scratch_bytes = 0;  ///< workspaces of ops and libraries, beside the above
+  int64_t graph_bytes = 0;    ///< recorded decode steps
+  int64_t peak_bytes = 0;     ///< largest total of all these the devices held
+  int64_t driver_bytes = 0;   ///< GPUs: what the driver says is in use now, whoever uses it
   int64_t parameters = 0;
   double sparsity = 0;  ///< of the linears
   int sparse_linears = 0;
@@ -91,8 +97,8 @@ class Engine {
   /// are ignored.
   void cancel(RequestId id);
   bool has_work() const;
-  /// Schedule, run, postprocess. Returns what changed; empty if there was nothing to do. When a device fails,
-  /// all requests end with FinishReason::error and the cause, and `failure` says it from then on.
+  /// Schedule, collect, postprocess. Returns what changed; empty if there was nothing to do. When a device
+  /// fails, all requests end with FinishReason::error and the cause, and `failure` says it from then on.
   std::vector<RequestUpdate> step();
   /// Why the engine stopped working; empty while it works. It takes no more requests then.
   const std::string& failure() const;
@@ -111,6 +117,10 @@ class Engine {
   StepStats last_step() const;
   RequestTimes times(RequestId id) const;  ///< of a request that ended in the last step or still runs
   void check_integrity() const;            ///< throws `Error` if the KV cache's books do not balance
+  /// For measuring what ops cost: see Backend::leave_out. Tokens mean nothing while `kinds` is not 0.
+  void leave_out(uint32_t kinds);
+  /// See Backend::read_gbps; of one device.
+  double read_gbps() const;
 
  private:
   struct State;

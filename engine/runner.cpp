@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cstring>
 
 #include "engine/memory_plan.h"
 #include "engine/request.h"
@@ -15,11 +16,14 @@ int64_t aligned(int64_t count) {
   return (count + kAlign - 1) / kAlign * kAlign;
 }
 
+constexpr int64_t kRowWords = sizeof(SampleRow) / sizeof(int32_t);
+static_assert(sizeof(SampleRow) % sizeof(int32_t) == 0);
+
 /// int32 elements of the index arrays of the largest step: token_ids, positions, slots; query_start,
-/// context_len; block_table; logit_rows.
+/// context_len; block_table; logit_rows; sample rows; score targets.
 int64_t index_elements(const StepLimits& l) {
   return 3 * aligned(l.max_tokens) + aligned(l.max_seqs + 1) + aligned(l.max_seqs) +
-         aligned(l.max_seqs * l.max_blocks) + aligned(l.max_logits);
+         aligned(l.max_seqs * l.max_blocks) + 2 * aligned(l.max_logits) + aligned(l.max_seqs * kRowWords);
 }
 
 }  // namespace
@@ -29,8 +33,8 @@ Runner::Runner(const Backend& backend, const DeviceOptions& options, Shard shard
 
 int64_t Runner::index_bytes(const StepLimits& l) {
   const int64_t words =
-      index_elements(l) + l.max_seqs + 2 * int64_t{l.max_logits} + 2 * int64_t{l.max_seqs} * kMaxLogprobs;
-  return words * int64_t{sizeof(int32_t)} + l.max_seqs * int64_t{sizeof(SampleRow)};
+      index_elements(l) + l.max_seqs + int64_t{l.max_logits} + 2 * int64_t{l.max_seqs} * kMaxLogprobs;
+  return words * int64_t{sizeof(int32_t)};
 }
 
 int64_t Runner::kv_block_bytes(const ModelConfig& config, int world, int block_size) {
@@ -42,12 +46,20 @@ void Runner::allocate(const StepLimits& limits, int64_t kv_blocks, int block_siz
   const MemoryUse use = MemoryUse::workspace;
   workspace_ = std::make_unique<Workspace>(device_, *model_, limits.max_tokens, limits.max_logits);
   index_ = DeviceArray<int32_t>(device_, index_elements(limits), use);
-  sample_rows_ = DeviceArray<SampleRow>(device_, limits.max_seqs, use);
   ids_ = DeviceArray<int32_t>(device_, limits.max_seqs, use);
-  score_targets_ = DeviceArray<int32_t>(device_, limits.max_logits, use);
   logprobs_ = DeviceArray<float>(device_, limits.max_logits, use);
   top_ids_ = DeviceArray<int32_t>(device_, int64_t{limits.max_seqs} * kMaxLogprobs, use);
   top_logprobs_ = DeviceArray<float>(device_, int64_t{limits.max_seqs} * kMaxLogprobs, use);
+
+  max_seqs_ = limits.max_seqs;
+  max_blocks_ = limits.max_blocks;
+  for (InFlight& results : in_flight_) {
+    results.ids = HostArray<int32_t>(device_, limits.max_seqs);
+    results.logprobs = HostArray<float>(device_, limits.max_seqs);
+    results.top_ids = HostArray<int32_t>(device_, top_ids_.size());
+    results.top_logprobs = HostArray<float>(device_, top_ids_.size());
+    results.score_logprobs = HostArray<float>(device_, limits.max_logits);
+  }
 
   kv_.block_size = block_size;
   const int64_t elements = kv_blocks * model_->kv_heads * block_size * model_->config.head_dim;
@@ -57,30 +69,81 @@ void Runner::allocate(const StepLimits& limits, int64_t kv_blocks, int block_siz
   }
 }
 
-StepResult Runner::run(const Batch& batch) {
-  StepResult result;
-  if (batch.tokens() == 0) return result;
-  const ForwardBatch forward_batch = upload(batch);
-  forward(device_, *model_, forward_batch, kv_, *workspace_);
-  if (shard_.rank == 0) {
-    sample(batch, result);
-    score(batch, result);
+void Runner::submit(const Batch& batch) {
+  assert(batch.tokens() > 0 && submitted_ - collected_ < kStepsInFlight);
+  InFlight& results = in_flight_[submitted_++ % kStepsInFlight];
+  results.samples = results.logprob_rows = results.scores = 0;
+  results.listed = 0;
+  Uploaded uploaded;
+  if (graphs_in_use_ && is_decode(batch)) {
+    const DecodeShape shape = decode_shape(batch, kv_.block_size, max_seqs_, max_blocks_);
+    uploaded = upload(padded(batch, shape, kv_.block_size));
+    run_decode(uploaded.forward, shape);
+  } else {
+    uploaded = upload(batch);
+    forward(device_, *model_, uploaded.forward, kv_, *workspace_);
   }
-  device_.ops().synchronize(device_.context());
+  if (shard_.rank == 0) {
+    sample(batch, uploaded, results);
+    score(batch, uploaded, results);
+  }
+  results.mark = device_.ops().mark(device_.context());
+}
+
+StepResult Runner::collect() {
+  assert(collected_ < submitted_);
+  InFlight& from = in_flight_[collected_++ % kStepsInFlight];
+  device_.ops().wait(device_.context(), from.mark);
+  const auto take = [](const auto& array, int64_t count) {
+    return std::vector(array.data(), array.data() + count);
+  };
+  StepResult result;
+  result.ids = take(from.ids, from.samples);
+  result.logprobs = take(from.logprobs, from.logprob_rows);
+  result.top_ids = take(from.top_ids, from.listed);
+  result.top_logprobs = take(from.top_logprobs, from.listed);
+  result.score_logprobs = take(from.score_logprobs, from.scores);
+  result.score_logits = std::move(from.score_logits);
   return result;
 }
 
-ForwardBatch Runner::upload(const Batch& batch) {
+/// The first step of a shape runs as it is, and finds what must be tuned or allocated; the next one is
+/// recorded.
+void Runner::run_decode(const ForwardBatch& batch, DecodeShape shape) {
+  Recorded& recorded = recorded_[shape];
+  if (recorded.work.replay()) return;
+  const auto pass = [this, batch] { forward(device_, *model_, batch, kv_, *workspace_); };
+  if (recorded.ran_before) {
+    recorded.work = RecordedWork(device_, pass);
+    if (recorded.work.replay()) return;
+  }
+  pass();
+  recorded.ran_before = true;
+}
+
+void Runner::leave_out(uint32_t kinds) {
+  device_.ops().synchronize(device_.context());
+  recorded_.clear();
+  device_.ops().leave_out(device_.context(), kinds);
+}
+
+Runner::Uploaded Runner::upload(const Batch& batch) {
   staging_.clear();
-  const auto place = [this](const std::vector<int32_t>& values) {
+  const auto place_words = [this](const void* words, size_t count) {
     const int32_t* address = index_.data() + staging_.size();
-    staging_.insert(staging_.end(), values.begin(), values.end());
-    staging_.resize(size_t(aligned(int64_t(staging_.size()))));
+    const size_t begin = staging_.size();
+    staging_.resize(begin + size_t(aligned(int64_t(count))));
+    if (count) std::memcpy(staging_.data() + begin, words, count * sizeof(int32_t));
     return address;
   };
-  ForwardBatch f;
+  const auto place = [&](const std::vector<int32_t>& values) {
+    return place_words(values.data(), values.size());
+  };
+  Uploaded uploaded;
+  ForwardBatch& f = uploaded.forward;
   f.n = batch.tokens();
   f.token_ids = place(batch.token_ids);
+  f.newest_ids = ids_.data();
   f.positions = place(batch.positions);
   f.slots = place(batch.slots);
   f.seqs.count = batch.sequences();
@@ -92,16 +155,18 @@ ForwardBatch Runner::upload(const Batch& batch) {
   f.seqs.max_context_len = batch.max_context_len;
   f.logit_rows = place(batch.logit_rows);
   f.num_logits = int(batch.logit_rows.size());
+  uploaded.sample_rows = reinterpret_cast<const SampleRow*>(
+      place_words(batch.sample_rows.data(), batch.sample_rows.size() * size_t(kRowWords)));
+  uploaded.score_targets = place(batch.score_targets);
   assert(int64_t(staging_.size()) <= index_.size());
   index_.upload(staging_.data(), int64_t(staging_.size()));
-  return f;
+  return uploaded;
 }
 
-void Runner::sample(const Batch& batch, StepResult& result) {
+void Runner::sample(const Batch& batch, const Uploaded& uploaded, InFlight& results) {
   const int rows = int(batch.sample_rows.size());
   if (rows == 0) return;
   const int vocab = int(model_->config.vocab_size);
-  sample_rows_.upload(batch.sample_rows.data(), rows);
   const int64_t seen = int64_t(batch.seen.size());
   if (seen > seen_.size()) {
     seen_ = {};
@@ -111,45 +176,46 @@ void Runner::sample(const Batch& batch, StepResult& result) {
   device_.ops().sample(device_.context(), {.logits = workspace_->logits.data(),
                                            .n = rows,
                                            .vocab = vocab,
-                                           .rows = sample_rows_.data(),
+                                           .rows = uploaded.sample_rows,
                                            .seen = seen ? seen_.data() : nullptr,
                                            .ids = ids_.data()});
-  if (batch.logprob_rows > 0) {
-    device_.ops().logprobs(device_.context(), {.logits = workspace_->logits.data(),
-                                               .n = batch.logprob_rows,
-                                               .vocab = vocab,
-                                               .targets = ids_.data(),
-                                               .target_logprobs = logprobs_.data(),
-                                               .top = std::min(batch.top, vocab),
-                                               .top_ids = batch.top ? top_ids_.data() : nullptr,
-                                               .top_logprobs = batch.top ? top_logprobs_.data() : nullptr});
-    result.logprobs = logprobs_.download(batch.logprob_rows);
-    const int64_t listed = int64_t{batch.logprob_rows} * std::min(batch.top, vocab);
-    result.top_ids = top_ids_.download(listed);
-    result.top_logprobs = top_logprobs_.download(listed);
-  }
-  result.ids = ids_.download(rows);
+  results.samples = rows;
+  ids_.download_later(results.ids, rows);
+  if (batch.logprob_rows == 0) return;
+  device_.ops().logprobs(device_.context(), {.logits = workspace_->logits.data(),
+                                             .n = batch.logprob_rows,
+                                             .vocab = vocab,
+                                             .targets = ids_.data(),
+                                             .target_logprobs = logprobs_.data(),
+                                             .top = std::min(batch.top, vocab),
+                                             .top_ids = batch.top ? top_ids_.data() : nullptr,
+                                             .top_logprobs = batch.top ? top_logprobs_.data() : nullptr});
+  results.logprob_rows = batch.logprob_rows;
+  results.listed = int64_t{batch.logprob_rows} * std::min(batch.top, vocab);
+  logprobs_.download_later(results.logprobs, results.logprob_rows);
+  top_ids_.download_later(results.top_ids, results.listed);
+  top_logprobs_.download_later(results.top_logprobs, results.listed);
 }
 
-void Runner::score(const Batch& batch, StepResult& result) {
+void Runner::score(const Batch& batch, const Uploaded& uploaded, InFlight& results) {
   const int rows = int(batch.scores.size());
   if (rows == 0) return;
   const int64_t vocab = model_->config.vocab_size;
   const float* logits = workspace_->logits.data() + int64_t(batch.sample_rows.size()) * vocab;
-  score_targets_.upload(batch.score_targets.data(), rows);
   device_.ops().logprobs(device_.context(), {.logits = logits,
                                              .n = rows,
                                              .vocab = int(vocab),
-                                             .targets = score_targets_.data(),
+                                             .targets = uploaded.score_targets,
                                              .target_logprobs = logprobs_.data(),
                                              .top = 0,
                                              .top_ids = nullptr,
                                              .top_logprobs = nullptr});
-  result.score_logprobs = logprobs_.download(rows);
+  results.scores = rows;
+  logprobs_.download_later(results.score_logprobs, rows);
   if (!keep_score_logits_) return;
-  result.score_logits.resize(size_t(rows) * size_t(vocab));
-  device_.ops().download(device_.context(), result.score_logits.data(), logits,
-                         result.score_logits.size() * sizeof(float));
+  results.score_logits.resize(size_t(rows) * size_t(vocab));
+  device_.ops().download(device_.context(), results.score_logits.data(), logits,
+                         results.score_logits.size() * sizeof(float));
 }
 
 }  // namespace spinfer

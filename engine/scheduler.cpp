@@ -49,7 +49,7 @@ Decision Scheduler::schedule() {
 void Scheduler::schedule_decodes(Decision& decision, Budget& budget) {
   for (size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[i];
-    if (!sequence.decoding()) continue;
+    if (!sequence.decoding() || sequence.awaits_last()) continue;
     bool room = kv_.grow(sequence.id, sequence.size());
     while (!room && running_.back() != &sequence) {
       preempt_youngest(decision);
@@ -79,6 +79,7 @@ void Scheduler::schedule_prefill(Sequence& sequence, Decision& decision, Budget&
 }
 
 bool Scheduler::admit(Sequence& sequence) {
+  if (sequence.pending > 0) return false;  // it was preempted in the step that samples
   // The last token is computed in any case: its logits are wanted. A scoring sequence needs the logits of
   // all.
   const int64_t reusable = sequence.scoring() ? 0 : sequence.size() - 1;
@@ -116,8 +117,34 @@ void Scheduler::complete(const Decision& decision) {
   for (const ScheduledTokens& work : decision.work) {
     Sequence& sequence = sequences_.at(work.seq->id);
     sequence.computed = work.start + work.count;
-    kv_.commit(sequence.id, std::span(sequence.tokens).first(size_t(sequence.computed)));
+    commit(sequence);
   }
+}
+
+/// Names the blocks of computed tokens whose values are known.
+void Scheduler::commit(const Sequence& sequence) {
+  const int64_t tokens = std::min(sequence.computed, sequence.known());
+  kv_.commit(sequence.id, std::span(sequence.tokens).first(size_t(tokens)));
+}
+
+void Scheduler::append_pending(RequestId id, int32_t row) {
+  Sequence& sequence = sequences_.at(id);
+  sequence.tokens.push_back(-1 - row);
+  ++sequence.pending;
+}
+
+void Scheduler::resolve(RequestId id, int32_t token) {
+  Sequence& sequence = sequences_.at(id);
+  assert(sequence.pending > 0);
+  sequence.tokens[size_t(sequence.known())] = token;
+  --sequence.pending;
+  if (sequence.has_penalty()) sequence.seen.add(token);
+  if (sequence.computed > 0) commit(sequence);  // otherwise it was preempted meanwhile
+}
+
+bool Scheduler::may_run_ahead() const {
+  return std::none_of(running_.begin(), running_.end(),
+                      [](const Sequence* s) { return s->pending > 0 && s->has_penalty(); });
 }
 
 void Scheduler::remove(RequestId id) {

@@ -52,9 +52,16 @@ class Scheduler {
   /// Queues a sequence; ids must come in increasing order. Throws `Error` if it can never fit the cache.
   void add(Sequence sequence);
   Decision schedule();
-  /// The tokens of `decision` were computed. Call before tokens are appended or sequences removed.
+  /// The tokens of `decision` were computed, or will be before any later step. Call before tokens are
+  /// appended or sequences removed.
   void complete(const Decision& decision);
   void append(RequestId id, int32_t token) { sequences_.at(id).append(token); }
+  /// The next token is what row `row` of the step just queued samples. Its place is held by -1-row, which the
+  /// next step's embedding understands; `resolve` gives the oldest such token of the sequence its value.
+  void append_pending(RequestId id, int32_t row);
+  void resolve(RequestId id, int32_t token);
+  /// Whether a step may be scheduled while tokens are pending: a repetition penalty must know them all.
+  bool may_run_ahead() const;
   /// Forgets a sequence, waiting or running, and frees its blocks. Unknown ids are ignored.
   void remove(RequestId id);
 
@@ -77,6 +84,7 @@ class Scheduler {
   void schedule_prefill(Sequence& sequence, Decision& decision, Budget& budget);
   bool admit(Sequence& sequence);
   void preempt_youngest(Decision& decision);
+  void commit(const Sequence& sequence);
 
   SchedulerOptions options_;
   KvCache& kv_;

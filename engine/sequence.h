@@ -45,9 +45,14 @@ struct Sequence {
   int64_t computed = 0;         ///< leading tokens whose keys and values are in the cache
   int64_t cached_prompt = 0;    ///< prompt tokens that came from the prefix cache when it was first admitted
   bool admitted_before = false;
+  int pending = 0;  ///< newest tokens that queued steps sample: written -1-row, see Scheduler::append_pending
   SeenTokens seen;  ///< kept only with a repetition penalty
 
   int64_t size() const { return int64_t(tokens.size()); }
+  /// Leading tokens whose values are known.
+  int64_t known() const { return size() - pending; }
+  /// The last token it may have is being sampled.
+  bool awaits_last() const { return pending > 0 && output_size() >= params.max_tokens; }
   int64_t remaining() const { return size() - computed; }
   int64_t output_size() const { return size() - prompt_size; }
   bool has_penalty() const { return params.repeat_penalty != 1; }

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,6 +18,8 @@ namespace spinfer {
 
 /// One device with its stream, thread pool, library handles and scratch memory. Defined by each backend.
 struct DeviceContext;
+/// Queued work, recorded to be queued again as a whole. Defined by each backend.
+struct DeviceGraph;
 
 struct DeviceOptions {
   int ordinal = 0;             ///< which GPU; ignored on the CPU
@@ -26,10 +29,18 @@ struct DeviceOptions {
 
 struct DeviceInfo {
   std::string name;
-  int64_t total_bytes = 0;  ///< device memory (CPU: RAM, or the control group's limit if lower)
-  int64_t free_bytes = 0;   ///< available now
-  int threads = 0;          ///< CPU threads; 0 on a GPU
+  int64_t total_bytes = 0;    ///< device memory (CPU: RAM, or the control group's limit if lower)
+  int64_t free_bytes = 0;     ///< available now
+  int threads = 0;            ///< CPU threads; 0 on a GPU
+  int64_t scratch_bytes = 0;  ///< held by the context itself: workspace of ops and libraries
+  int64_t graph_bytes = 0;    ///< taken from the device by recorded graphs
 };
+
+/// What ops are for: by this the time of a step is broken down.
+enum class OpKind { linear, attention, norm, communication, sampling, other, count_ };
+
+/// Marks that can be outstanding.
+inline constexpr int kMarks = 4;
 
 struct Backend {
   const char* name;  ///< "cpu", "cuda"
@@ -53,6 +64,37 @@ struct Backend {
   /// Makes a weight resident: uploads it, in the order `linear` wants. The CPU uses the host memory as it is.
   /// `bias` is host memory [m] or null.
   LinearWeight (&prepare_linear)(DeviceContext& context, const HostMatrix& matrix, const Half* bias);
+  /// The same from `dense` [m][k] in device memory, which may be reused on return: packed if at least
+  /// `min_sparsity` of it is zero.
+  LinearWeight (&prepare_from_device)(DeviceContext& context, const Half* dense, int64_t m, int64_t k,
+                                      double min_sparsity, const Half* bias);
+  void (&fill_random)(DeviceContext& context, const FillRandomArgs& args);
+
+  /// Page-locked host memory, which copies that the host does not wait for need.
+  void* (&allocate_host)(DeviceContext& context, size_t bytes);
+  void (&release_host)(DeviceContext& context, void* memory) noexcept;
+  /// Like `download`, but only queued: `host`, from `allocate_host`, is complete when a later mark is
+  /// reached.
+  void (&download_later)(DeviceContext& context, void* host, const void* device, size_t bytes);
+  /// A mark behind everything queued so far, and waiting until it is reached. Wait for a mark before kMarks
+  /// more are set. `wait` throws what `synchronize` throws.
+  uint64_t (&mark)(DeviceContext& context);
+  void (&wait)(DeviceContext& context, uint64_t mark);
+
+  /// Records the ops that `body` calls, with the arguments they have, instead of running them. `body` must
+  /// have run before, so that nothing needs to be tuned or allocated, and queues ops only.
+  DeviceGraph* (&record)(DeviceContext& context, const std::function<void()>& body);
+  /// Queues what was recorded. False, and nothing queued, where memory it uses has moved since: record it
+  /// anew.
+  bool (&replay)(DeviceContext& context, DeviceGraph& graph);
+  void (&discard)(DeviceContext& context, DeviceGraph* graph) noexcept;
+
+  /// For measuring what ops cost: those of these kinds (bits 1 << kind) are left out from now on. Results
+  /// mean nothing then.
+  void (&leave_out)(DeviceContext& context, uint32_t kinds);
+  /// GB/s at which the device reads memory when it does nothing else, measured now; 0 if it is not measured
+  /// here.
+  double (&read_gbps)(DeviceContext& context);
 
   void (&embed)(DeviceContext&, const EmbedArgs&);
   void (&add_norm)(DeviceContext&, const AddNormArgs&);

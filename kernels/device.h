@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <string_view>
 #include <utility>
@@ -46,6 +47,63 @@ class Device {
   int64_t peak_ = 0;
 };
 
+/// Work recorded on a device; empty where nothing is recorded. Movable.
+class RecordedWork {
+ public:
+  RecordedWork() = default;
+  /// See Backend::record.
+  RecordedWork(Device& device, const std::function<void()>& body)
+      : device_(&device), graph_(device.ops().record(device.context(), body)) {}
+  RecordedWork(RecordedWork&& other) noexcept
+      : device_(other.device_), graph_(std::exchange(other.graph_, nullptr)) {}
+  RecordedWork& operator=(RecordedWork&& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(graph_, other.graph_);
+    return *this;
+  }
+  ~RecordedWork() {
+    if (graph_) device_->ops().discard(device_->context(), graph_);
+  }
+
+  /// Queues it. False where nothing is recorded, or what is must be recorded anew.
+  bool replay() const { return graph_ && device_->ops().replay(device_->context(), *graph_); }
+
+ private:
+  Device* device_ = nullptr;
+  DeviceGraph* graph_ = nullptr;
+};
+
+/// `size` elements of T in page-locked host memory, not initialised. Movable.
+template <class T>
+class HostArray {
+ public:
+  HostArray() = default;
+  HostArray(Device& device, int64_t size)
+      : device_(&device),
+        size_(size),
+        data_(size ? static_cast<T*>(device.ops().allocate_host(device.context(), size_t(size) * sizeof(T)))
+                   : nullptr) {}
+  HostArray(HostArray&& other) noexcept
+      : device_(other.device_), size_(other.size_), data_(std::exchange(other.data_, nullptr)) {}
+  HostArray& operator=(HostArray&& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(size_, other.size_);
+    std::swap(data_, other.data_);
+    return *this;
+  }
+  ~HostArray() {
+    if (data_) device_->ops().release_host(device_->context(), data_);
+  }
+
+  T* data() const { return data_; }
+  int64_t size() const { return size_; }
+
+ private:
+  Device* device_ = nullptr;
+  int64_t size_ = 0;
+  T* data_ = nullptr;
+};
+
 /// `size` elements of T in device memory. Movable.
 template <class T>
 class DeviceArray {
@@ -75,6 +133,11 @@ class DeviceArray {
   /// The first `count` elements; host memory may be reused on return.
   void upload(const T* host, int64_t count) {
     if (count) device_->ops().upload(device_->context(), data_, host, size_t(count) * sizeof(T));
+  }
+  /// Queues a copy of the first `count` elements, see Backend::download_later.
+  void download_later(const HostArray<T>& host, int64_t count) const {
+    if (count)
+      device_->ops().download_later(device_->context(), host.data(), data_, size_t(count) * sizeof(T));
   }
   std::vector<T> download(int64_t count) const {
     std::vector<T> host(static_cast<size_t>(count));

@@ -1,10 +1,10 @@
 // The op contract: every operation a forward pass consists of, with shapes, types, rounding and accumulation.
 //
-// Activations are fp16 and token-major: x[n][k] is n tokens of k features. All accumulation is fp32, norms, softmax and
-// rotary angles are computed in fp32; a result is rounded to fp16 once, when it is stored (nearest even).
-// Pointers are device pointers of the backend that runs the op; scalars and structs live on the host. Outputs never
-// alias inputs unless said. n = 0 is legal and does nothing. Ops are queued in the order of the calls; results are
-// visible to the host after Backend::synchronize or download.
+// Activations are fp16 and token-major: x[n][k] is n tokens of k features. All accumulation is fp32, norms,
+// softmax and rotary angles are computed in fp32; a result is rounded to fp16 once, when it is stored
+// (nearest even). Pointers are device pointers of the backend that runs the op; scalars and structs live on
+// the host. Outputs never alias inputs unless said. n = 0 is legal and does nothing. Ops are queued in the
+// order of the calls; results are visible to the host after Backend::synchronize or download.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +17,14 @@ namespace spinfer {
 enum class Activation { none, relu, gelu, gelu_tanh, silu };  ///< gelu is the erf form
 enum class NormKind { rms, layer };
 
-/// out[i] (+)= table[ids[i] + id_offset]. Token embedding, and OPT's learned positions (ids = positions, offset 2).
+/// out[i] (+)= table[ids[i] + id_offset]. Token embedding, and OPT's learned positions (ids = positions,
+/// offset 2). An id that the host does not know yet, because the step before samples it, is written -1-i: it
+/// stands for newest[i], and for row 0 where that is kNoToken.
 struct EmbedArgs {
-  const int32_t* ids;     ///< [n]
+  const int32_t* ids;               ///< [n]
+  const int32_t* newest = nullptr;  ///< ids the step before has sampled; null: no id is negative
   int32_t id_offset = 0;
-  const Half* table;      ///< [rows][d]
+  const Half* table;  ///< [rows][d]
   int64_t rows;
   int n;
   int d;
@@ -29,27 +32,28 @@ struct EmbedArgs {
   Half* out;                ///< [n][d]
 };
 
-/// h += delta (rounded to fp16: the residual stream), then out = norm(h)·gain + bias. Statistics from the rounded h.
+/// h += delta (rounded to fp16: the residual stream), then out = norm(h)·gain + bias. Statistics from the
+/// rounded h.
 struct AddNormArgs {
-  Half* h;             ///< [n][d], updated where delta is given
-  const Half* delta;   ///< [n][d], or null
+  Half* h;            ///< [n][d], updated where delta is given
+  const Half* delta;  ///< [n][d], or null
   NormKind kind;
-  const Half* gain;    ///< [d]; null = 1
-  const Half* bias;    ///< [d], or null
+  const Half* gain;  ///< [d]; null = 1
+  const Half* bias;  ///< [d], or null
   float eps;
   int n;
   int d;
-  Half* out;           ///< [n][d]; may be h itself (post-norm), or null: only the addition
+  Half* out;  ///< [n][d]; may be h itself (post-norm), or null: only the addition
 };
 
 /// y = act(W·x + b) + residual.
 struct LinearArgs {
   const Linear& w;
-  const Half* x;                          ///< [n][w.k]
+  const Half* x;  ///< [n][w.k]
   int n;
   Activation act = Activation::none;
-  const Half* residual = nullptr;         ///< [n][w.m], or null; may be y
-  Half* y;                                ///< [n][w.m]
+  const Half* residual = nullptr;  ///< [n][w.m], or null; may be y
+  Half* y;                         ///< [n][w.m]
 };
 
 /// Keys and values of one layer in the paged cache.
@@ -58,12 +62,13 @@ struct KvLayer {
   Half* v;  ///< [blocks][kv_heads][block_size][head_dim]
 };
 
-/// Rotates q and k of each token in place (pairs i, i + head_dim/2, as Hugging Face does) and stores k and v in the cache.
+/// Rotates q and k of each token in place (pairs i, i + head_dim/2, as Hugging Face does) and stores k and v
+/// in the cache.
 struct RopeAppendArgs {
-  Half* qkv;                  ///< [n][(q_heads + 2·kv_heads)·head_dim]: q heads, k heads, v heads
-  const int32_t* positions;   ///< [n]
-  const int32_t* slots;       ///< [n], block · block_size + offset in the block; < 0: not stored (graph padding)
-  const float* inv_freq;      ///< [head_dim/2] radians per position, scaling included; null: no rotation
+  Half* qkv;                 ///< [n][(q_heads + 2·kv_heads)·head_dim]: q heads, k heads, v heads
+  const int32_t* positions;  ///< [n]
+  const int32_t* slots;   ///< [n], block · block_size + offset in the block; < 0: not stored (graph padding)
+  const float* inv_freq;  ///< [head_dim/2] radians per position, scaling included; null: no rotation
   int n;
   int q_heads;
   int kv_heads;
@@ -73,20 +78,22 @@ struct RopeAppendArgs {
 };
 
 /// Which tokens belong to which sequence. Token rows of a batch are grouped by sequence: sequence s owns rows
-/// [query_start[s], query_start[s+1]), which are its newest tokens; its cache holds context_len[s] tokens, these included.
+/// [query_start[s], query_start[s+1]), which are its newest tokens; its cache holds context_len[s] tokens,
+/// these included.
 struct SequenceBatch {
-  int count = 0;                          ///< sequences
-  const int32_t* query_start = nullptr;   ///< [count + 1]
-  const int32_t* context_len = nullptr;   ///< [count]
-  const int32_t* block_table = nullptr;   ///< [count][max_blocks]: block of tokens [16 i, 16 i + 16)
+  int count = 0;                         ///< sequences
+  const int32_t* query_start = nullptr;  ///< [count + 1]
+  const int32_t* context_len = nullptr;  ///< [count]
+  const int32_t* block_table = nullptr;  ///< [count][max_blocks]: block of tokens [16 i, 16 i + 16)
   int max_blocks = 0;
-  int max_query_len = 0;                  ///< host copies of the maxima, for choosing a launch
+  int max_query_len = 0;  ///< host copies of the maxima, for choosing a launch
   int max_context_len = 0;
 };
 
-/// Causal attention of each new token over its sequence's cache. GQA: q head h reads kv head h / (q_heads / kv_heads).
+/// Causal attention of each new token over its sequence's cache. GQA: q head h reads kv head h / (q_heads /
+/// kv_heads).
 struct AttentionArgs {
-  const Half* qkv;       ///< [n][(q_heads + 2·kv_heads)·head_dim]; only q is read, k and v come from the cache
+  const Half* qkv;  ///< [n][(q_heads + 2·kv_heads)·head_dim]; only q is read, k and v come from the cache
   SequenceBatch seqs;
   KvLayer kv;
   int n;
@@ -94,34 +101,34 @@ struct AttentionArgs {
   int kv_heads;
   int head_dim;
   int block_size;
-  float scale;           ///< multiplies q·k
-  Half* out;             ///< [n][q_heads·head_dim]
+  float scale;  ///< multiplies q·k
+  Half* out;    ///< [n][q_heads·head_dim]
 };
 
 /// out = act(gate) · up.
 struct GatedActivationArgs {
-  const Half* gate_up;   ///< [n][2·f]: gate, then up
+  const Half* gate_up;  ///< [n][2·f]: gate, then up
   int n;
   int f;
   Activation act;
-  Half* out;             ///< [n][f]
+  Half* out;  ///< [n][f]
 };
 
 /// out[i] = src[rows[i]].
 struct GatherRowsArgs {
-  const Half* src;        ///< [..][d]
-  const int32_t* rows;    ///< [n]
+  const Half* src;      ///< [..][d]
+  const int32_t* rows;  ///< [n]
   int n;
   int d;
-  Half* out;              ///< [n][d]
+  Half* out;  ///< [n][d]
 };
 
 /// logits = W·x + b, fp32 result not rounded to fp16.
 struct LogitsArgs {
   const Linear& w;
-  const Half* x;      ///< [n][w.k]
+  const Half* x;  ///< [n][w.k]
   int n;
-  float* logits;      ///< [n][w.m]
+  float* logits;  ///< [n][w.m]
 };
 
 /// The id of a row whose logits are unusable.
@@ -129,46 +136,68 @@ inline constexpr int32_t kNoToken = -1;
 
 /// How one row is sampled. Order: repetition penalty → temperature → top-k → top-p → min-p → draw.
 /// The draw is a function of (seed, step) alone, so it does not depend on what else is in the batch.
-/// In full, with l the penalised logits: w[i] = exp((l[i] - max l) / temperature). top-k keeps the k largest l (lower id
-/// first among equals). top-p walks those from the largest (lower id first among equals) and keeps the shortest prefix
-/// whose sum of w reaches top_p · the sum of all w that top-k kept. min-p then keeps w ≥ min_p; the largest always stays.
-/// The draw walks the kept tokens by ascending id and takes the first whose running sum of w exceeds
-/// sample_uniform(seed, step) · the sum over all kept.
-/// A row with NaN or +infinity, or without any finite logit, cannot be sampled: its id is kNoToken, and only its request
+/// In full, with l the penalised logits: w[i] = exp((l[i] - max l) / temperature). top-k keeps the k largest
+/// l (lower id first among equals). top-p walks those from the largest (lower id first among equals) and
+/// keeps the shortest prefix whose sum of w reaches top_p · the sum of all w that top-k kept. min-p then
+/// keeps w ≥ min_p; the largest always stays. The draw walks the kept tokens by ascending id and takes the
+/// first whose running sum of w exceeds sample_uniform(seed, step) · the sum over all kept. A row with NaN or
+/// +infinity, or without any finite logit, cannot be sampled: its id is kNoToken, and only its request
 /// suffers.
 struct SampleRow {
-  float temperature = 0;      ///< 0: greedy (lowest id wins a tie)
-  int32_t top_k = 0;          ///< 0: off
-  float top_p = 1;            ///< smallest set of most probable tokens whose mass reaches top_p
-  float min_p = 0;            ///< drop tokens below min_p · the largest probability
-  float repeat_penalty = 1;   ///< logits of seen tokens: divided if positive, multiplied if negative
-  int32_t seen_begin = 0;     ///< the row's distinct earlier tokens: SampleArgs::seen[seen_begin, seen_end)
+  float temperature = 0;     ///< 0: greedy (lowest id wins a tie)
+  int32_t top_k = 0;         ///< 0: off
+  float top_p = 1;           ///< smallest set of most probable tokens whose mass reaches top_p
+  float min_p = 0;           ///< drop tokens below min_p · the largest probability
+  float repeat_penalty = 1;  ///< logits of seen tokens: divided if positive, multiplied if negative
+  int32_t seen_begin = 0;    ///< the row's distinct earlier tokens: SampleArgs::seen[seen_begin, seen_end)
   int32_t seen_end = 0;
-  uint32_t step = 0;          ///< index of the token in its output
+  uint32_t step = 0;  ///< index of the token in its output
   uint64_t seed = 0;
 };
 
 struct SampleArgs {
-  const float* logits;      ///< [n][vocab]; not changed
+  const float* logits;  ///< [n][vocab]; not changed
   int n;
   int vocab;
-  const SampleRow* rows;    ///< [n]
-  const int32_t* seen;      ///< see SampleRow; null if no row has a penalty
-  int32_t* ids;             ///< out [n]
+  const SampleRow* rows;  ///< [n]
+  const int32_t* seen;    ///< see SampleRow; null if no row has a penalty
+  int32_t* ids;           ///< out [n]
 };
 
-/// Natural-log probabilities under softmax(logits), before penalties and temperature. A row that cannot be sampled (see
-/// SampleRow) gets NaN for all of them, and the ids 0, 1, ….
+/// Natural-log probabilities under softmax(logits), before penalties and temperature. A row that cannot be
+/// sampled (see SampleRow) gets NaN for all of them, and the ids 0, 1, ….
 struct LogprobsArgs {
-  const float* logits;      ///< [n][vocab]
+  const float* logits;  ///< [n][vocab]
   int n;
   int vocab;
-  const int32_t* targets;   ///< [n]; < 0: skipped, 0 is written. null: none
-  float* target_logprobs;   ///< out [n], or null
-  int top = 0;              ///< how many of the most probable to list; lower id first among equals
-  int32_t* top_ids;         ///< out [n][top], best first; null if top = 0
-  float* top_logprobs;      ///< out [n][top]
+  const int32_t* targets;  ///< [n]; < 0: skipped, 0 is written. null: none
+  float* target_logprobs;  ///< out [n], or null
+  int top = 0;             ///< how many of the most probable to list; lower id first among equals
+  int32_t* top_ids;        ///< out [n][top], best first; null if top = 0
+  float* top_logprobs;     ///< out [n][top]
 };
+
+/// Random weights: out[r][c] = values[top 14 bits of h], or 0 where the low 32 bits of h are less than
+/// zero_below, with h = random_bits(key, (first_row + r) · k + first_col + c). A slice of a matrix is thus
+/// the same on every rank and backend.
+struct FillRandomArgs {
+  Half* out;  ///< [rows][cols]
+  int64_t rows, cols;
+  int64_t k;  ///< columns of the whole matrix
+  int64_t first_row, first_col;
+  uint64_t key;
+  uint64_t zero_below;  ///< of 2^32
+  const Half* values;   ///< [2^kRandomValueBits]
+};
+inline constexpr int kRandomValueBits = 14;
+
+/// SplitMix64 of (key, index).
+constexpr uint64_t random_bits(uint64_t key, uint64_t index) {
+  uint64_t z = key + index * 0x9e3779b97f4a7c15ull;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  return z ^ (z >> 31);
+}
 
 /// The uniform draw in [0, 1) that sampling uses: the same on every backend. SplitMix64 of (seed, step).
 constexpr float sample_uniform(uint64_t seed, uint32_t step) {

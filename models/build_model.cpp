@@ -74,9 +74,14 @@ class Builder {
 
   DeviceArray<Half> upload(const TensorSpec& spec) {
     if (spec.name.empty()) return {};
-    const DenseMatrix host = source_.tensor(spec);
-    DeviceArray<Half> array(device_, host.m * host.k, MemoryUse::weights);
-    array.upload(host.data, host.m * host.k);
+    DeviceArray<Half> array(device_, spec.rows * std::max<int64_t>(spec.cols, 1), MemoryUse::weights);
+    if (source_.fill && spec.cols > 0) {
+      source_.fill(spec.name, WeightSource::Kind::table, spec.cols, {0, spec.rows}, {0, spec.cols},
+                   array.data());
+    } else {
+      const DenseMatrix host = source_.tensor(spec);
+      array.upload(host.data, host.m * host.k);
+    }
     const int64_t bytes = 2 * array.size();
     count(bytes, bytes, bytes);
     return array;
@@ -100,22 +105,46 @@ class Builder {
   /// This rank's part of a linear, resident.
   LinearWeight linear(const LinearSpec& spec, Packing packing) {
     if (spec.parts.empty()) return {};
-    const Range cols = share_of(spec.cols, spec.k, config_, shard_);
-    std::vector<HostMatrix> blocks;
-    for (const LinearPart& part : spec.parts) {
-      blocks.push_back(
-          source_.block(part.name, part.m, spec.k, share_of(part.rows, part.m, config_, shard_), cols));
-    }
-    HostMatrix matrix = stack(std::move(blocks), packing);
     const auto bias = make_bias(spec);
+    const Half* host_bias = bias ? bias->data() : nullptr;
     LinearWeight weight =
-        device_.ops().prepare_linear(device_.context(), matrix, bias ? bias->data() : nullptr);
+        source_.fill ? filled(spec, packing, host_bias) : uploaded(spec, packing, host_bias);
     const int64_t bias_bytes = bias ? int64_t(2 * bias->size()) : 0;
     weight.storage.push_back(bias);  // the CPU reads it where it is
     weight.storage.push_back(accounted(device_, weight.device_bytes + bias_bytes));
     count(weight.dense_bytes + bias_bytes, weight.packed_bytes + bias_bytes,
           weight.device_bytes + bias_bytes);
     return weight;
+  }
+
+  LinearWeight uploaded(const LinearSpec& spec, Packing packing, const Half* bias) {
+    const Range cols = share_of(spec.cols, spec.k, config_, shard_);
+    std::vector<HostMatrix> blocks;
+    for (const LinearPart& part : spec.parts) {
+      blocks.push_back(
+          source_.block(part.name, part.m, spec.k, share_of(part.rows, part.m, config_, shard_), cols));
+    }
+    return device_.ops().prepare_linear(device_.context(), stack(std::move(blocks), packing), bias);
+  }
+
+  /// The parts are written one below the other on the device and packed there.
+  LinearWeight filled(const LinearSpec& spec, Packing packing, const Half* bias) {
+    const Range cols = share_of(spec.cols, spec.k, config_, shard_);
+    int64_t m = 0;
+    for (const LinearPart& part : spec.parts) m += share_of(part.rows, part.m, config_, shard_).size();
+    if (m * cols.size() > scratch_.size())
+      scratch_ = DeviceArray<Half>(device_, m * cols.size(), MemoryUse::workspace);
+    Half* out = scratch_.data();
+    const auto kind = packing == Packing::if_sparse ? WeightSource::Kind::linear : WeightSource::Kind::table;
+    for (const LinearPart& part : spec.parts) {
+      const Range rows = share_of(part.rows, part.m, config_, shard_);
+      source_.fill(part.name, kind, spec.k, rows, cols, out);
+      out += rows.size() * cols.size();
+    }
+    constexpr double kNever = 2;  // more than all of it zero
+    const bool pack = !options_.dense && packing == Packing::if_sparse;
+    return device_.ops().prepare_from_device(device_.context(), scratch_.data(), m, cols.size(),
+                                             pack ? options_.min_sparsity : kNever, bias);
   }
 
   /// Null where there is none, or where it is another rank's to add: rank 0 adds a row-parallel layer's bias.
@@ -206,6 +235,7 @@ class Builder {
   const LoadOptions& options_;
   const int64_t total_;
   int64_t done_ = 0;
+  DeviceArray<Half> scratch_;  // the largest matrix filled so far
   Model model_;
 };
 

@@ -9,12 +9,18 @@
 
 namespace spinfer {
 
-/// Where weights come from. Both hand out fp16 host memory that lives as long as the matrix returned.
+/// Where weights come from. The first two hand out fp16 host memory that lives as long as the matrix
+/// returned.
 struct WeightSource {
   /// A whole tensor; a vector is one row.
   std::function<DenseMatrix(const TensorSpec& tensor)> tensor;
   /// Rows × columns of "<name>.weight", m×k, dense or packed.
   std::function<HostMatrix(const std::string& name, int64_t m, int64_t k, Range rows, Range cols)> block;
+  /// If set, matrices are not asked of `block` and `tensor` but written to device memory [rows][cols]: a
+  /// linear's, or a table's.
+  enum class Kind { linear, table };
+  std::function<void(const std::string& name, Kind kind, int64_t k, Range rows, Range cols, Half* out)> fill =
+      {};
 };
 
 /// Makes this rank's share of every weight resident: linears stacked, packed or dense as `options` say.

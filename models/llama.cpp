@@ -8,6 +8,7 @@ void forward_llama(const ForwardPass& pass) {
   const Model& model = pass.model;
   Workspace& ws = pass.workspace;
   pass.ops().embed(pass.context(), {.ids = pass.batch.token_ids,
+                                    .newest = pass.batch.newest_ids,
                                     .table = model.embedding.data(),
                                     .rows = model.config.vocab_size,
                                     .n = pass.batch.n,

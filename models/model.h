@@ -90,10 +90,11 @@ void check_tensor_parallel(const ModelConfig& config, int world);
 
 /// Index arrays of one step, on the device.
 struct ForwardBatch {
-  int n = 0;                           ///< tokens
-  const int32_t* token_ids = nullptr;  ///< [n]
-  const int32_t* positions = nullptr;  ///< [n]
-  const int32_t* slots = nullptr;      ///< [n], see RopeAppendArgs
+  int n = 0;                            ///< tokens
+  const int32_t* token_ids = nullptr;   ///< [n]; negative: see EmbedArgs::newest
+  const int32_t* newest_ids = nullptr;  ///< what the step before sampled
+  const int32_t* positions = nullptr;   ///< [n]
+  const int32_t* slots = nullptr;       ///< [n], see RopeAppendArgs
   SequenceBatch seqs;
   const int32_t* logit_rows = nullptr;  ///< [num_logits]: rows whose next-token logits are wanted
   int num_logits = 0;

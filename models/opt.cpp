@@ -11,6 +11,7 @@ void embed(const ForwardPass& pass) {
   Workspace& ws = pass.workspace;
   const bool projected = model.project_in.view.m > 0;
   pass.ops().embed(pass.context(), {.ids = pass.batch.token_ids,
+                                    .newest = pass.batch.newest_ids,
                                     .table = model.embedding.data(),
                                     .rows = model.config.vocab_size,
                                     .n = pass.batch.n,

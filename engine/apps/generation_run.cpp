@@ -55,6 +55,7 @@ GenerationRun run_prompts(Engine& engine, const std::vector<Prompt>& prompts,
     const double now = seconds();
     const StepStats step = engine.last_step();
     if (step.decode_tokens > 0 && step.prefill_tokens == 0) run.times.step_ms.push_back((now - before) * 1e3);
+    if (step.prefill_tokens > 0) run.times.prefill_ms += (now - before) * 1e3;
     for (auto& update : updates) {
       if (update.finish == FinishReason::error) throw Error(update.error);
       const size_t i = index.at(update.id);

@@ -30,6 +30,7 @@ struct GenerationTimes {
                               ///< NaN if there was none
   double tpot_ms_p90 = 0;
   double tpot_ms_p99 = 0;
+  double prefill_ms = 0;    ///< steps that computed prompt tokens, together
   double tokens_per_s = 0;  ///< new tokens of all requests over the whole time
   double seconds = 0;
   int64_t prompt_tokens = 0;

@@ -72,6 +72,7 @@ void CommonFlags::add_to(CLI::App& command, Model requirement) {
       ->capture_default_str();
   command.add_flag("--json", json, "print one JSON document on stdout and nothing else");
   command.add_flag("--deterministic", deterministic, "same tokens whatever else is in the batch");
+  command.add_flag("--enforce-eager", enforce_eager, "queue every op by itself: no CUDA graphs");
   command.option_defaults()->group("Options");
 }
 
@@ -83,6 +84,7 @@ EngineOptions CommonFlags::engine_options() const {
   options.tensor_parallel = tensor_parallel;
   options.threads = threads;
   options.deterministic = deterministic;
+  if (enforce_eager) options.graphs = false;
   options.seed = seed.value_or(0);
   return options;
 }

@@ -23,6 +23,7 @@ struct CommonFlags {
   std::string log_level = "warn";
   bool json = false;
   bool deterministic = false;
+  bool enforce_eager = false;
 
   enum class Model { required, optional };
   void add_to(CLI::App& command, Model model);

@@ -34,6 +34,8 @@ RunReport make_report(const Engine& engine, const GenerationTimes& times, int th
   RunReport report{.memory = engine.memory(), .times = times, .read = {}};
   if (engine.backend_name() == std::string_view("cpu"))
     report.read = measure_read_bandwidth(report.memory.step_weights_bytes, threads);
+  else
+    report.read.gb_per_s = engine.read_gbps() * engine.ranks();
   return report;
 }
 
@@ -58,15 +60,11 @@ std::string number_or_na(double value, int decimals, std::string_view unit) {
 
 nlohmann::json timings_json(const RunReport& report) {
   const GenerationTimes& t = report.times;
-  nlohmann::json timings{{"ttft_ms", t.ttft_ms},
-                         {"tpot_ms", t.tpot_ms_median},
-                         {"tpot_ms_p90", t.tpot_ms_p90},
-                         {"tpot_ms_p99", t.tpot_ms_p99},
-                         {"tokens_per_s", t.tokens_per_s},
-                         {"seconds", t.seconds},
-                         {"prompt_tokens", t.prompt_tokens},
-                         {"new_tokens", t.new_tokens},
-                         {"gbps", effective_gb_per_s(report)}};
+  nlohmann::json timings{{"ttft_ms", t.ttft_ms},           {"tpot_ms", t.tpot_ms_median},
+                         {"tpot_ms_p90", t.tpot_ms_p90},   {"tpot_ms_p99", t.tpot_ms_p99},
+                         {"tokens_per_s", t.tokens_per_s}, {"prefill_ms", t.prefill_ms},
+                         {"seconds", t.seconds},           {"prompt_tokens", t.prompt_tokens},
+                         {"new_tokens", t.new_tokens},     {"gbps", effective_gb_per_s(report)}};
   if (report.read.gb_per_s > 0) {
     timings["floor_pct"] = byte_floor_percent(report);
     timings["read_gbps"] = report.read.gb_per_s;
@@ -87,6 +85,9 @@ nlohmann::json memory_json(const RunReport& report) {
           {"step_weights_bytes", m.step_weights_bytes},
           {"kv_bytes", m.kv_bytes},
           {"workspace_bytes", m.workspace_bytes},
+          {"scratch_bytes", m.scratch_bytes},
+          {"graph_bytes", m.graph_bytes},
+          {"driver_bytes", m.driver_bytes},
           {"peak_bytes", m.peak_bytes}};
 }
 
@@ -135,13 +136,23 @@ std::string report_table(const RunReport& sparse, const std::optional<RunReport>
   ratio_row(
       "weights on the device", [](const RunReport& r) { return r.memory.weights_bytes; }, bytes, true);
   text_row("KV cache", [&](const RunReport& r) { return bytes(r.memory.kv_bytes); });
-  text_row("workspace", [&](const RunReport& r) { return bytes(r.memory.workspace_bytes); });
+  text_row("workspace", [&](const RunReport& r) {
+    return bytes(r.memory.workspace_bytes + r.memory.scratch_bytes + r.memory.graph_bytes);
+  });
   ratio_row(
       "peak", [](const RunReport& r) { return r.memory.peak_bytes; }, bytes, true);
+  if (sparse.memory.driver_bytes > 0)
+    text_row("in use, says the driver", [&](const RunReport& r) { return bytes(r.memory.driver_bytes); });
+  ratio_row(
+      "prefill", [](const RunReport& r) { return r.times.prefill_ms; }, ms, true);
   ratio_row(
       "time to first token", [](const RunReport& r) { return r.times.ttft_ms; }, ms, true);
   ratio_row(
       "time per output token", [](const RunReport& r) { return r.times.tpot_ms_median; }, ms, true);
+  row("  90 %, 99 % of steps within", [](const RunReport& r) {
+    return fmt::format("{:.2f}, {:.2f}", r.times.tpot_ms_p90, r.times.tpot_ms_p99);
+  });
+  table += '\n';
   ratio_row(
       "throughput", [](const RunReport& r) { return r.times.tokens_per_s; },
       [](double v) { return fmt::format("{:.1f} tok/s", v); }, false);

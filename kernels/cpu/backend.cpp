@@ -16,6 +16,11 @@
 #include "kernels/cpu/ops.h"
 
 namespace spinfer {
+
+struct DeviceGraph {
+  std::function<void()> body;
+};
+
 namespace cpu {
 namespace {
 
@@ -80,6 +85,40 @@ void fill_zero(DeviceContext&, void* device, size_t bytes) {
 
 void synchronize(DeviceContext&) {}
 
+void* allocate_host(DeviceContext& context, size_t bytes) {
+  return allocate(context, bytes);
+}
+uint64_t mark(DeviceContext&) {
+  return 0;
+}
+void wait(DeviceContext&, uint64_t) {}
+
+/// Nothing is queued here, so a recorded body is the body itself.
+DeviceGraph* record(DeviceContext&, const std::function<void()>& body) {
+  return std::make_unique<DeviceGraph>(DeviceGraph{body}).release();
+}
+bool replay(DeviceContext&, DeviceGraph& graph) {
+  graph.body();
+  return true;
+}
+void discard(DeviceContext&, DeviceGraph* graph) noexcept {
+  delete graph;
+}
+
+void leave_out(DeviceContext& context, uint32_t kinds) {
+  context.left_out = kinds;
+}
+
+double read_gbps(DeviceContext&) {
+  return 0;  // engine/apps/read_bandwidth.h does
+}
+
+/// The op, unless its kind is left out.
+template <OpKind kKind, class Args, void (*kOp)(DeviceContext&, const Args&)>
+void op(DeviceContext& context, const Args& args) {
+  if (!(context.left_out >> int(kKind) & 1)) kOp(context, args);
+}
+
 constinit const Backend table{
     .name = "cpu",
     .device_count = device_count,
@@ -93,16 +132,28 @@ constinit const Backend table{
     .fill_zero = fill_zero,
     .synchronize = synchronize,
     .prepare_linear = prepare_linear,
-    .embed = embed,
-    .add_norm = add_norm,
-    .linear = linear,
-    .rope_append = rope_append,
-    .attention = attention,
-    .gated_activation = gated_activation,
-    .gather_rows = gather_rows,
-    .logits = logits,
-    .sample = sample,
-    .logprobs = logprobs,
+    .prepare_from_device = prepare_from_device,
+    .fill_random = fill_random,
+    .allocate_host = allocate_host,
+    .release_host = release,
+    .download_later = download,
+    .mark = mark,
+    .wait = wait,
+    .record = record,
+    .replay = replay,
+    .discard = discard,
+    .leave_out = leave_out,
+    .read_gbps = read_gbps,
+    .embed = op<OpKind::other, EmbedArgs, embed>,
+    .add_norm = op<OpKind::norm, AddNormArgs, add_norm>,
+    .linear = op<OpKind::linear, LinearArgs, linear>,
+    .rope_append = op<OpKind::attention, RopeAppendArgs, rope_append>,
+    .attention = op<OpKind::attention, AttentionArgs, attention>,
+    .gated_activation = op<OpKind::other, GatedActivationArgs, gated_activation>,
+    .gather_rows = op<OpKind::other, GatherRowsArgs, gather_rows>,
+    .logits = op<OpKind::linear, LogitsArgs, logits>,
+    .sample = op<OpKind::sampling, SampleArgs, sample>,
+    .logprobs = op<OpKind::sampling, LogprobsArgs, logprobs>,
     .connect = connect,
     .all_reduce = all_reduce,
     .all_gather_cols = all_gather_cols,

@@ -52,6 +52,7 @@ struct DeviceContext {
   cpu::Scratch scratch;               ///< used by the op that runs; never across ops
   std::shared_ptr<cpu::Group> group;  ///< null: a group of its own
   int rank = 0;                       ///< in `group`
+  uint32_t left_out = 0;              ///< bits of OpKind, see Backend::leave_out
 };
 
 }  // namespace spinfer

@@ -282,6 +282,17 @@ LinearWeight prepare_linear(DeviceContext& context, const HostMatrix& matrix, co
   return weight;
 }
 
+LinearWeight prepare_from_device(DeviceContext& context, const Half* dense, int64_t m, int64_t k,
+                                 double min_sparsity, const Half* bias) {
+  const DenseMatrix source{m, k, dense, nullptr};
+  const double nonzeros = double(count_nonzeros(source, context.pool));
+  if (nonzeros <= (1 - min_sparsity) * double(m) * double(k))
+    return prepare_linear(context, encode(source, context.pool), bias);
+  const std::shared_ptr<Half[]> halves(new Half[size_t(m * k)]);
+  std::copy_n(dense, m * k, halves.get());
+  return prepare_linear(context, DenseMatrix{m, k, halves.get(), halves}, bias);
+}
+
 void linear(DeviceContext& context, const LinearArgs& a, SimdLevel level) {
   multiply(context, linear_kernels(level), a.w, a.x, a.n, [&](int64_t row, int64_t token, float y) {
     const int64_t i = token * a.w.m + row;

@@ -19,6 +19,7 @@ void gated_activation(DeviceContext& context, const GatedActivationArgs& args);
 void gather_rows(DeviceContext& context, const GatherRowsArgs& args);
 void sample(DeviceContext& context, const SampleArgs& args);
 void logprobs(DeviceContext& context, const LogprobsArgs& args);
+void fill_random(DeviceContext& context, const FillRandomArgs& args);
 
 /// body(i) for each of `rows` rows of `row_size` elements: on all threads where that is worth waking them
 /// (≈ 10 µs, in which one core passes over about 32k elements), else on this one.

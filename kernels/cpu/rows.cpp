@@ -1,4 +1,4 @@
-// Ops that copy or combine rows: embed, gather_rows, gated_activation.
+// Ops that copy, combine or make rows: embed, gather_rows, gated_activation, fill_random.
 #include <algorithm>
 
 #include "kernels/check.h"
@@ -8,13 +8,17 @@
 namespace spinfer::cpu {
 
 void embed(DeviceContext& context, const EmbedArgs& a) {
+  const auto id_of = [&](int64_t i) {
+    const int32_t id = a.ids[i];
+    return id < 0 && a.newest ? std::max(a.newest[-1 - id], 0) : id;
+  };
   for (int i = 0; i < a.n; ++i) {
-    const int64_t row = int64_t{a.ids[i]} + a.id_offset;
-    check(row >= 0 && row < a.rows, "embed: id {} (offset {}) is outside the table of {} rows", a.ids[i],
+    const int64_t row = int64_t{id_of(i)} + a.id_offset;
+    check(row >= 0 && row < a.rows, "embed: id {} (offset {}) is outside the table of {} rows", id_of(i),
           a.id_offset, a.rows);
   }
   for_rows(context, a.n, a.d, [&](int64_t i) {
-    const Half* source = a.table + (int64_t{a.ids[i]} + a.id_offset) * a.d;
+    const Half* source = a.table + (int64_t{id_of(i)} + a.id_offset) * a.d;
     Half* out = a.out + i * a.d;
     if (a.accumulate) {
       for (int j = 0; j < a.d; ++j) out[j] = to_half(to_float(out[j]) + to_float(source[j]));
@@ -41,6 +45,18 @@ void gated_activation(DeviceContext& context, const GatedActivationArgs& a) {
     Half* out = a.out + row * a.f;
     for (int64_t j = begin; j < end; ++j)
       out[j] = to_half(activate(a.act, to_float(gate[j])) * to_float(up[j]));
+  });
+}
+
+void fill_random(DeviceContext& context, const FillRandomArgs& a) {
+  for_rows(context, a.rows, a.cols, [&](int64_t row) {
+    Half* out = a.out + row * a.cols;
+    const uint64_t first = uint64_t((a.first_row + row) * a.k + a.first_col);
+    for (int64_t col = 0; col < a.cols; ++col) {
+      const uint64_t bits = random_bits(a.key, first + uint64_t(col));
+      const Half value = a.values[bits >> (64 - kRandomValueBits)];
+      out[col] = (bits & 0xffffffffu) < a.zero_below ? Half{} : value;
+    }
   });
 }
 

@@ -3,9 +3,11 @@
 
 #include <memory>
 
+#include "kernels/cuda/bench_kernels.h"
 #include "kernels/cuda/collective.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/graph.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/op_state.h"
 #include "kernels/cuda/ops.h"
@@ -61,6 +63,56 @@ void synchronize(DeviceContext& opaque) {
   context.op_state().drain(context);
 }
 
+void* allocate_host(DeviceContext& opaque, size_t bytes) {
+  context_of(opaque).activate();
+  void* memory = nullptr;
+  SPINFER_CUDA_CHECK(cudaHostAlloc(&memory, bytes, cudaHostAllocPortable));
+  return memory;
+}
+
+void release_host(DeviceContext& opaque, void* memory) noexcept {
+  cudaSetDevice(context_of(opaque).ordinal());
+  cudaFreeHost(memory);
+}
+
+void download_later(DeviceContext& opaque, void* host, const void* device, size_t bytes) {
+  Context& context = context_of(opaque);
+  context.activate();
+  if (bytes)
+    SPINFER_CUDA_CHECK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, context.stream()));
+}
+
+uint64_t mark(DeviceContext& opaque) {
+  Context& context = context_of(opaque);
+  context.activate();
+  return context.op_state().mark(context);
+}
+
+void wait(DeviceContext& opaque, uint64_t mark) {
+  Context& context = context_of(opaque);
+  context.activate();
+  context.op_state().wait(context, mark);
+}
+
+void leave_out(DeviceContext& opaque, uint32_t kinds) {
+  context_of(opaque).left_out = kinds;
+}
+
+double read_gbps(DeviceContext& opaque) {
+  context_of(opaque).activate();
+  return measure_read_gbps(context_of(opaque));
+}
+
+/// The op, unless its kind is left out.
+template <OpKind kKind, class Args, void (*kOp)(DeviceContext&, const Args&)>
+void op(DeviceContext& opaque, const Args& args) {
+  if (!(context_of(opaque).left_out >> int(kKind) & 1)) kOp(opaque, args);
+}
+
+void all_reduce_op(DeviceContext& opaque, Half* x, int64_t count) {
+  if (!(context_of(opaque).left_out >> int(OpKind::communication) & 1)) all_reduce(opaque, x, count);
+}
+
 constinit const Backend table{
     .name = "cuda",
     .device_count = device_count,
@@ -74,18 +126,30 @@ constinit const Backend table{
     .fill_zero = fill_zero,
     .synchronize = synchronize,
     .prepare_linear = prepare_linear,
-    .embed = embed,
-    .add_norm = add_norm,
-    .linear = linear,
-    .rope_append = rope_append,
-    .attention = attention,
-    .gated_activation = gated_activation,
-    .gather_rows = gather_rows,
-    .logits = logits,
-    .sample = sample,
-    .logprobs = logprobs,
+    .prepare_from_device = prepare_from_device,
+    .fill_random = fill_random,
+    .allocate_host = allocate_host,
+    .release_host = release_host,
+    .download_later = download_later,
+    .mark = mark,
+    .wait = wait,
+    .record = record,
+    .replay = replay,
+    .discard = discard,
+    .leave_out = leave_out,
+    .read_gbps = read_gbps,
+    .embed = op<OpKind::other, EmbedArgs, embed>,
+    .add_norm = op<OpKind::norm, AddNormArgs, add_norm>,
+    .linear = op<OpKind::linear, LinearArgs, linear>,
+    .rope_append = op<OpKind::attention, RopeAppendArgs, rope_append>,
+    .attention = op<OpKind::attention, AttentionArgs, attention>,
+    .gated_activation = op<OpKind::other, GatedActivationArgs, gated_activation>,
+    .gather_rows = op<OpKind::other, GatherRowsArgs, gather_rows>,
+    .logits = op<OpKind::linear, LogitsArgs, logits>,
+    .sample = op<OpKind::sampling, SampleArgs, sample>,
+    .logprobs = op<OpKind::sampling, LogprobsArgs, logprobs>,
     .connect = connect,
-    .all_reduce = all_reduce,
+    .all_reduce = all_reduce_op,
     .all_gather_cols = all_gather_cols,
     .abort_group = abort_group,
 };

@@ -74,6 +74,7 @@ DeviceInfo Context::info() const {
   size_t free = 0, total = 0;
   SPINFER_CUDA_CHECK(cudaMemGetInfo(&free, &total));
   info.free_bytes = int64_t(free);
+  info.scratch_bytes = int64_t(workspace_bytes_ + kBlasWorkspaceBytes + kFlags * sizeof(int));
   return info;
 }
 
@@ -125,6 +126,7 @@ void* Context::workspace(size_t bytes) {
   workspace_bytes_ = 0;
   workspace_ = allocate(bytes);
   workspace_bytes_ = bytes;
+  ++memory_version_;
   return workspace_;
 }
 

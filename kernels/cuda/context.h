@@ -53,11 +53,16 @@ class Context {
   /// Like `allocate`, freed with the last owner. Must not outlive the context.
   std::shared_ptr<void> allocate_shared(size_t bytes) const;
 
-  /// Scratch for one op: valid until the next op is queued. Growing it frees the old block, which captured
-  /// graphs may point to; so `prepare_linear` reserves what `linear` will want, and growth during a capture
+  /// Scratch for one op: valid until the next op is queued. Growing it frees the old block, which recorded
+  /// graphs may point to: `memory_version` changes, and they are recorded anew. Growth during a capture
   /// throws.
   void* workspace(size_t bytes);
   size_t workspace_bytes() const { return workspace_bytes_; }
+  uint64_t memory_version() const { return memory_version_; }
+
+  void account_graph(int64_t bytes) { info_.graph_bytes += bytes; }
+  /// Ops whose bit (1 << OpKind) is set are not run, see Backend::leave_out.
+  uint32_t left_out = 0;
   /// [kFlags], zero between kernels: whoever raises one sees to it that it is lowered in the same launch.
   static constexpr int kFlags = 4096;
   int* flags() const { return flags_; }
@@ -77,6 +82,7 @@ class Context {
   int* flags_ = nullptr;
   void* workspace_ = nullptr;
   size_t workspace_bytes_ = 0;
+  uint64_t memory_version_ = 0;
   std::unique_ptr<DensePlans> dense_plans_;
   std::unique_ptr<OpState> op_state_;
 };

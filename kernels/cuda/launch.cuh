@@ -71,10 +71,10 @@ bool vectorisable(int64_t width, Pointers... pointers) {
   return width % kVec == 0 && bits % sizeof(Vec8) == 0;
 }
 
-inline const __half* device_half(const Half* pointer) {
+__host__ __device__ inline const __half* device_half(const Half* pointer) {
   return reinterpret_cast<const __half*>(pointer);
 }
-inline __half* device_half(Half* pointer) {
+__host__ __device__ inline __half* device_half(Half* pointer) {
   return reinterpret_cast<__half*>(pointer);
 }
 

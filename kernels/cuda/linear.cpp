@@ -1,6 +1,7 @@
 #include "kernels/cuda/linear.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_check.h"
@@ -89,21 +90,33 @@ void reserve_workspace(Context& context, const Linear& w) {
   context.workspace(bytes);
 }
 
-LinearWeight prepare_dense(Context& context, const DenseMatrix& matrix) {
+/// A dense weight of its own from memory anywhere.
+LinearWeight prepare_dense(Context& context, const Half* source, int64_t m, int64_t k) {
   LinearWeight weight;
-  weight.view.m = matrix.m;
-  weight.view.k = matrix.k;
-  weight.dense_bytes = 2 * matrix.m * matrix.k;
+  weight.view.m = m;
+  weight.view.k = k;
+  weight.dense_bytes = 2 * m * k;
   weight.packed_bytes = weight.device_bytes = weight.dense_bytes;
-  weight.nonzeros = matrix.m * matrix.k;
+  weight.nonzeros = m * k;
   const auto device = context.allocate_shared(size_t(weight.dense_bytes));
-  SPINFER_CUDA_CHECK(cudaMemcpyAsync(device.get(), matrix.data, size_t(weight.dense_bytes),
-                                     cudaMemcpyHostToDevice, context.stream()));
-  SPINFER_CUDA_CHECK(cudaStreamSynchronize(context.stream()));  // the host memory may go away
+  SPINFER_CUDA_CHECK(
+      cudaMemcpyAsync(device.get(), source, size_t(weight.dense_bytes), cudaMemcpyDefault, context.stream()));
+  SPINFER_CUDA_CHECK(cudaStreamSynchronize(context.stream()));  // the source may go away
   weight.view.dense = static_cast<const Half*>(device.get());
   weight.storage.push_back(device);
   reserve_workspace(context, weight.view);
   return weight;
+}
+
+/// Gives the weight a bias [m] from host memory; null: none.
+void add_bias(Context& context, LinearWeight& weight, const Half* bias) {
+  if (!bias) return;
+  const size_t bytes = size_t(weight.view.m) * sizeof(Half);
+  const auto device = context.allocate_shared(bytes);
+  SPINFER_CUDA_CHECK(cudaMemcpyAsync(device.get(), bias, bytes, cudaMemcpyHostToDevice, context.stream()));
+  SPINFER_CUDA_CHECK(cudaStreamSynchronize(context.stream()));  // the host memory may go away
+  weight.view.bias = static_cast<const Half*>(device.get());
+  weight.storage.push_back(device);
 }
 
 }  // namespace
@@ -145,20 +158,25 @@ LinearWeight prepare_packed(Context& context, DeviceTcaBme matrix, const Half* b
 LinearWeight prepare_linear(DeviceContext& opaque, const HostMatrix& matrix, const Half* bias) {
   Context& context = context_of(opaque);
   context.activate();
-  LinearWeight weight;
-  if (const auto* dense = std::get_if<DenseMatrix>(&matrix)) {
-    weight = prepare_dense(context, *dense);
-  } else {
-    weight = prepare_packed(context, upload_tca_bme(context, std::get<TcaBmeMatrix>(matrix).view()), nullptr);
-  }
-  if (bias) {
-    const size_t bytes = size_t(weight.view.m) * sizeof(Half);
-    const auto device = context.allocate_shared(bytes);
-    SPINFER_CUDA_CHECK(cudaMemcpyAsync(device.get(), bias, bytes, cudaMemcpyHostToDevice, context.stream()));
-    SPINFER_CUDA_CHECK(cudaStreamSynchronize(context.stream()));  // the host memory may go away
-    weight.view.bias = static_cast<const Half*>(device.get());
-    weight.storage.push_back(device);
-  }
+  const auto* dense = std::get_if<DenseMatrix>(&matrix);
+  LinearWeight weight =
+      dense
+          ? prepare_dense(context, dense->data, dense->m, dense->k)
+          : prepare_packed(context, upload_tca_bme(context, std::get<TcaBmeMatrix>(matrix).view()), nullptr);
+  add_bias(context, weight, bias);
+  return weight;
+}
+
+LinearWeight prepare_from_device(DeviceContext& opaque, const Half* dense, int64_t m, int64_t k,
+                                 double min_sparsity, const Half* bias) {
+  Context& context = context_of(opaque);
+  context.activate();
+  std::optional<DeviceTcaBme> packed;
+  if (min_sparsity <= 1) packed = encode_on_device(context, dense, m, k);
+  const bool sparse = packed && double(packed->view.nonzeros) <= (1 - min_sparsity) * double(m) * double(k);
+  LinearWeight weight =
+      sparse ? prepare_packed(context, std::move(*packed), nullptr) : prepare_dense(context, dense, m, k);
+  add_bias(context, weight, bias);
   return weight;
 }
 

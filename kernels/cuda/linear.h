@@ -12,6 +12,10 @@ namespace spinfer::cuda {
 /// Uploads a weight in the order `linear` wants and reserves the workspace any later `linear` with it needs.
 LinearWeight prepare_linear(DeviceContext& context, const HostMatrix& matrix, const Half* bias);
 
+/// The same from a dense matrix on the device, see Backend::prepare_from_device.
+LinearWeight prepare_from_device(DeviceContext& context, const Half* dense, int64_t m, int64_t k,
+                                 double min_sparsity, const Half* bias);
+
 /// Queues y = act(W·x + b) + residual with the kernel `choose_linear_kernel` names.
 void linear(DeviceContext& context, const LinearArgs& args);
 

@@ -30,29 +30,59 @@ void throw_fault(const Fault& fault) {
 
 OpState::OpState() {
   void* memory = nullptr;
-  SPINFER_CUDA_CHECK(cudaHostAlloc(&memory, sizeof(Fault) + kStagingBytes, cudaHostAllocPortable));
+  SPINFER_CUDA_CHECK(cudaHostAlloc(&memory, sizeof(Fault) + kParts * kPartBytes, cudaHostAllocPortable));
   fault_ = static_cast<Fault*>(memory);
   std::memset(memory, 0, sizeof(Fault));
   staging_ = static_cast<char*>(memory) + sizeof(Fault);
+  for (cudaEvent_t& event : part_done_)
+    SPINFER_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  for (cudaEvent_t& event : marks_)
+    SPINFER_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
 }
 
 OpState::~OpState() {
   if (group) group->leave(rank);
+  for (const cudaEvent_t event : part_done_) cudaEventDestroy(event);
+  for (const cudaEvent_t event : marks_) cudaEventDestroy(event);
   cudaFreeHost(fault_);
+}
+
+/// Room for one copy.
+char* OpState::stage(Context& context, size_t bytes) {
+  if (staged_ + bytes > kPartBytes) {
+    SPINFER_CUDA_CHECK(cudaEventRecord(part_done_[part_], context.stream()));
+    part_ = (part_ + 1) % kParts;
+    staged_ = 0;
+    SPINFER_CUDA_CHECK(cudaEventSynchronize(part_done_[part_]));  // an event never recorded counts as reached
+  }
+  char* place = staging_ + part_ * kPartBytes + staged_;
+  staged_ += bytes;
+  return place;
 }
 
 void OpState::upload(Context& context, void* device, const void* host, size_t bytes) {
   if (bytes == 0) return;
-  if (bytes > kStagingBytes) {
+  if (bytes > kPartBytes) {
     SPINFER_CUDA_CHECK(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, context.stream()));
     drain(context);  // the host memory may go away
     return;
   }
-  if (staged_ + bytes > kStagingBytes) drain(context);
-  std::memcpy(staging_ + staged_, host, bytes);
-  SPINFER_CUDA_CHECK(
-      cudaMemcpyAsync(device, staging_ + staged_, bytes, cudaMemcpyHostToDevice, context.stream()));
-  staged_ += bytes;
+  char* place = stage(context, bytes);
+  std::memcpy(place, host, bytes);
+  SPINFER_CUDA_CHECK(cudaMemcpyAsync(device, place, bytes, cudaMemcpyHostToDevice, context.stream()));
+}
+
+uint64_t OpState::mark(Context& context) {
+  SPINFER_CUDA_CHECK(cudaEventRecord(marks_[marked_ % kMarks], context.stream()));
+  return marked_++;
+}
+
+void OpState::wait(Context& context, uint64_t mark) {
+  if (group) return drain(context);  // a collective can wait for a rank that never comes
+  check(mark < marked_ && marked_ - mark <= kMarks, "wait for mark {} of {}: {} are kept", mark, marked_,
+        kMarks);
+  SPINFER_CUDA_CHECK(cudaEventSynchronize(marks_[mark % kMarks]));
+  throw_if_fault();
 }
 
 void OpState::drain(Context& context) {
@@ -61,7 +91,10 @@ void OpState::drain(Context& context) {
   } else {
     SPINFER_CUDA_CHECK(cudaStreamSynchronize(context.stream()));
   }
-  staged_ = 0;
+  throw_if_fault();
+}
+
+void OpState::throw_if_fault() {
   if (fault_->kind == FaultKind::none) return;
   const int32_t row = fault_->row;
   const Fault fault{fault_->value, fault_->limit, row, fault_->kind};

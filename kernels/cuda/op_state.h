@@ -1,10 +1,15 @@
-// What the ops keep in a context beside the stream: pinned memory for small uploads, the fault record, the
-// rank's place in its group.
+// What the ops keep in a context beside the stream: pinned memory for small uploads, marks in the queue, the
+// fault record, the rank's place in its group.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
+#include <array>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 
+#include "kernels/backend.h"
 #include "kernels/cuda/fault.h"
 
 namespace spinfer::cuda {
@@ -21,8 +26,12 @@ class OpState {
 
   Fault* fault() const { return fault_; }
 
-  /// Queues a copy to the device; `host` may be reused on return.
+  /// Queues a copy to the device; `host` may be reused on return. Waits only where the staging memory is full
+  /// of copies that have not run.
   void upload(Context& context, void* device, const void* host, size_t bytes);
+  /// See Backend::mark and Backend::wait.
+  uint64_t mark(Context& context);
+  void wait(Context& context, uint64_t mark);
   /// Waits for all queued work. Throws `Error` where the device failed, a kernel reported a fault or the
   /// group was aborted.
   void drain(Context& context);
@@ -31,10 +40,20 @@ class OpState {
   int rank = 0;                  ///< in `group`
 
  private:
-  static constexpr size_t kStagingBytes = size_t{4} << 20;
+  /// Staging memory is filled part after part; `done` follows a part's last copy.
+  static constexpr size_t kParts = 4;
+  static constexpr size_t kPartBytes = size_t{1} << 20;
+
+  char* stage(Context& context, size_t bytes);
+  void throw_if_fault();
+
   Fault* fault_ = nullptr;
-  char* staging_ = nullptr;
-  size_t staged_ = 0;  ///< bytes of staging_ that copies under way may still read
+  char* staging_ = nullptr;  ///< [kParts][kPartBytes], pinned
+  size_t part_ = 0;
+  size_t staged_ = 0;  ///< bytes of the part that copies use
+  std::array<cudaEvent_t, kParts> part_done_{};
+  std::array<cudaEvent_t, kMarks> marks_{};
+  uint64_t marked_ = 0;
 };
 
 }  // namespace spinfer::cuda

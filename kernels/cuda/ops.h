@@ -19,5 +19,6 @@ void gather_rows(DeviceContext& context, const GatherRowsArgs& args);
 void logits(DeviceContext& context, const LogitsArgs& args);
 void sample(DeviceContext& context, const SampleArgs& args);
 void logprobs(DeviceContext& context, const LogprobsArgs& args);
+void fill_random(DeviceContext& context, const FillRandomArgs& args);
 
 }  // namespace spinfer::cuda

@@ -10,6 +10,7 @@ namespace {
 
 struct EmbedTask {
   const int32_t* ids;
+  const int32_t* newest;
   int64_t id_offset;
   const __half* table;
   int64_t rows;
@@ -35,7 +36,9 @@ template <class T>
 __global__ void embed_kernel(EmbedTask t) {
   let_successor_start();
   wait_for_predecessor();
-  const int64_t row = int64_t{t.ids[blockIdx.x]} + t.id_offset;
+  int32_t id = t.ids[blockIdx.x];
+  if (id < 0 && t.newest) id = max(t.newest[-1 - id], 0);
+  const int64_t row = int64_t{id} + t.id_offset;
   if (row < 0 || row >= t.rows) {
     if (threadIdx.x == 0) raise_fault(t.fault, FaultKind::embed_id, int(blockIdx.x), row, t.rows);
     return;
@@ -70,8 +73,8 @@ unsigned row_threads(int items) {
 void embed(DeviceContext& opaque, const EmbedArgs& a) {
   Context& context = context_of(opaque);
   context.activate();
-  const EmbedTask task{a.ids, a.id_offset,  device_half(a.table), a.rows,
-                       a.d,   a.accumulate, device_half(a.out),   context.op_state().fault()};
+  const EmbedTask task{a.ids, a.newest,     a.id_offset,        device_half(a.table),      a.rows,
+                       a.d,   a.accumulate, device_half(a.out), context.op_state().fault()};
   const bool vector = vectorisable(a.d, a.table, a.out);
   launch(context, "embed", vector ? embed_kernel<Vec8> : embed_kernel<__half>,
          {dim3(unsigned(a.n)), dim3(row_threads(vector ? a.d / kVec : a.d))}, task);
