@@ -149,10 +149,8 @@ std::string report_table(const RunReport& sparse, const std::optional<RunReport>
       "time to first token", [](const RunReport& r) { return r.times.ttft_ms; }, ms, true);
   ratio_row(
       "time per output token", [](const RunReport& r) { return r.times.tpot_ms_median; }, ms, true);
-  row("  90 %, 99 % of steps within", [](const RunReport& r) {
-    return fmt::format("{:.2f}, {:.2f}", r.times.tpot_ms_p90, r.times.tpot_ms_p99);
-  });
-  table += '\n';
+  text_row("  90 % of steps within", [&](const RunReport& r) { return ms(r.times.tpot_ms_p90); });
+  text_row("  99 % of steps within", [&](const RunReport& r) { return ms(r.times.tpot_ms_p99); });
   ratio_row(
       "throughput", [](const RunReport& r) { return r.times.tokens_per_s; },
       [](double v) { return fmt::format("{:.1f} tok/s", v); }, false);
