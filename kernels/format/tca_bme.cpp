@@ -263,9 +263,14 @@ DenseMatrix decode(const TcaBmeView& matrix, ThreadPool& pool) {
 int64_t count_nonzeros(const DenseMatrix& dense, ThreadPool& pool) {
   std::atomic<int64_t> total{0};
   pool.parallel_for(dense.m, [&](int64_t row) {
-    const Half* data = dense.data + row * dense.k;
+    const Half *data = dense.data + row * dense.k, *end = data + dense.k;
     int64_t count = 0;
-    for (int64_t col = 0; col < dense.k; ++col) count += !is_zero(data[col]);
+    while (data != end) {  // counted in 16 bits, eight at a time
+      const Half* stop = data + std::min<int64_t>(end - data, 1 << 15);
+      uint16_t some = 0;
+      for (; data != stop; ++data) some += !is_zero(*data);
+      count += some;
+    }
     total.fetch_add(count, std::memory_order_relaxed);
   });
   return total;
