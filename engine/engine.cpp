@@ -86,14 +86,16 @@ void load_ranks(TensorParallel& ranks, const EngineOptions& options, const Model
 }
 
 /// Random weights are made in memory: refused before the first is drawn. (A checkpoint's are mapped.)
-void check_random_weights_fit(TensorParallel& ranks, const EngineOptions& options,
-                              const ModelConfig& config) {
-  const WeightPlan plan = plan_weights(config, *options.random_weights, {}, options.min_sparsity);
+void check_random_weights_fit(TensorParallel& ranks, const EngineOptions& options, const ModelConfig& config,
+                              bool host) {
+  const Shard share = host ? Shard{} : Shard{0, options.tensor_parallel};  // of one device's memory
+  const WeightPlan plan = plan_weights(config, *options.random_weights, share, options.min_sparsity);
   const int64_t needed = options.dense ? plan.dense_bytes : plan.packed_bytes;
   const int64_t free = ranks.rank(0).device().info().free_bytes;
-  check(needed <= free, "{}: weights of {} bytes do not fit: {} bytes of memory are free{}",
-        options.model.string(), needed, free,
-        !options.dense && plan.packed_bytes < plan.dense_bytes ? "" : "; more zeros need less (--sparsity)");
+  check(needed <= free, "{}: weights of {} bytes do not fit{}: {} bytes of memory are free{}{}",
+        options.model.string(), needed, host ? "" : " a GPU", free,
+        !options.dense && plan.packed_bytes < plan.dense_bytes ? "" : "; more zeros need less (--sparsity)",
+        host ? "" : "; --tp shares them among GPUs");
 }
 
 /// The plan all ranks can keep: the one with the fewest KV blocks.
@@ -150,6 +152,7 @@ struct Engine::State {
   bool run_ahead;
   std::deque<Step> in_flight;  // queued and not collected: at most kStepsInFlight
   Clock::time_point last_collected;
+  double load_seconds = 0;
 
   std::map<RequestId, Request> requests;    // waiting and running, as the scheduler's sequences
   std::vector<RequestId> cancelled;         // to be ended by the next step
@@ -357,16 +360,20 @@ std::unique_ptr<Engine> Engine::create(const EngineOptions& options) {
   auto ranks = std::make_unique<TensorParallel>(
       backend, options.tensor_parallel,
       DeviceOptions{.ordinal = 0, .threads = options.threads, .deterministic = options.deterministic});
-  if (host && options.random_weights) check_random_weights_fit(*ranks, options, config);
+  if (options.random_weights) check_random_weights_fit(*ranks, options, config, host);
+  const auto load_start = Clock::now();
   load_ranks(*ranks, options, config);
+  const double load_seconds = seconds_since(load_start);
   const MemoryPlan plan = plan_ranks(*ranks, options, config, host);
   const bool graphs = options.graphs.value_or(!host && options.tensor_parallel == 1);
   ranks->on_all([&](Runner& runner) {
     runner.allocate(plan.limits, plan.kv_blocks, plan.block_size);
     if (graphs) runner.use_graphs();
   });
-  return std::unique_ptr<Engine>(new Engine(std::make_unique<State>(
-      options, backend, std::move(config), std::move(tokenizer), std::move(ranks), plan)));
+  auto state = std::make_unique<State>(options, backend, std::move(config), std::move(tokenizer),
+                                       std::move(ranks), plan);
+  state->load_seconds = load_seconds;
+  return std::unique_ptr<Engine>(new Engine(std::move(state)));
 }
 
 Engine::Engine(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -480,7 +487,8 @@ MemoryReport Engine::memory() const {
 EngineStats Engine::stats() const {
   const State& s = *state_;
   const KvCacheCounts blocks = s.kv.counts();
-  return {.running = s.scheduler.running(),
+  return {.load_seconds = s.load_seconds,
+          .running = s.scheduler.running(),
           .waiting = s.scheduler.waiting(),
           .kv_blocks_free = blocks.free,
           .kv_blocks_used = blocks.used,

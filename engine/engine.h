@@ -32,6 +32,8 @@ struct EngineOptions {
   uint64_t seed = 0;
   int max_num_seqs = 256;
   int max_num_batched_tokens = 8192;
+  /// Memory for the logits of scored prompts, beyond one row per sequence: more rows a step only save steps.
+  int64_t score_logits_bytes = int64_t{128} << 20;
   int64_t max_model_len = 0;  ///< 0: what the model allows
   double gpu_memory_utilization = 0.9;
   int64_t kv_cache_bytes =
@@ -65,6 +67,7 @@ struct MemoryReport {
 
 /// Counters since the start, and the state after the last step.
 struct EngineStats {
+  double load_seconds = 0;  ///< making the weights resident
   int running = 0;
   int waiting = 0;
   int64_t kv_blocks_free = 0;

@@ -34,7 +34,7 @@ StepLimits step_limits(const ModelConfig& config, const EngineOptions& options, 
   limits.max_tokens =
       int(std::min<int64_t>(options.max_num_batched_tokens, options.max_num_seqs * max_model_len));
   limits.max_seqs = std::min(options.max_num_seqs, limits.max_tokens);
-  const int64_t rows = kLogitsBytes / (int64_t{sizeof(float)} * config.vocab_size);
+  const int64_t rows = options.score_logits_bytes / (int64_t{sizeof(float)} * config.vocab_size);
   limits.max_logits = int(std::max<int64_t>(limits.max_seqs, std::min<int64_t>(limits.max_tokens, rows)));
   limits.max_blocks = divide_up(max_model_len, options.block_size);
   return limits;
@@ -138,10 +138,11 @@ RankBudget budget_after_loading(const EngineOptions& options, const DeviceInfo& 
   return budget;
 }
 
-RankBudget budget_of_gpu(const EngineOptions& options, int64_t total_bytes, int64_t weights_bytes) {
+RankBudget budget_of_gpu(const EngineOptions& options, int64_t total_bytes, int64_t weights_bytes,
+                         int64_t overhead_bytes) {
   const DeviceInfo info{.name = {},
                         .total_bytes = total_bytes,
-                        .free_bytes = total_bytes - kGpuOverheadBytes - weights_bytes,
+                        .free_bytes = total_bytes - overhead_bytes - weights_bytes,
                         .threads = 0};
   return budget_after_loading(options, info, "GPU", false, weights_bytes);
 }

@@ -15,20 +15,14 @@ struct StepLimits {
   int max_tokens = 0;  ///< --max-num-batched-tokens, or less where sequences cannot be that long
   int max_seqs = 0;    ///< --max-num-seqs, at most max_tokens
   int max_logits =
-      0;  ///< rows of logits: one per sequence, or as many scored prompt tokens as kLogitsBytes allow
+      0;  ///< rows of logits: one per sequence, or as many scored prompt tokens as score_logits_bytes allow
   int64_t max_blocks = 0;  ///< KV blocks of one sequence
 };
-
-/// Memory spent on the logits of scored prompts: more rows a step only save calls.
-constexpr int64_t kLogitsBytes = int64_t{128} << 20;
 
 /// By default the CPU's KV cache holds this many sequences of full length, or takes this share of the RAM if
 /// that is less.
 constexpr int kHostKvSequences = 16;
 constexpr int64_t kHostKvShare = 4;  ///< 1/4
-
-/// A CUDA context with its libraries, before anything of ours is allocated.
-constexpr int64_t kGpuOverheadBytes = int64_t{768} << 20;
 
 /// What one rank may still use.
 struct RankBudget {
@@ -61,8 +55,10 @@ void check_engine_options(const EngineOptions& options);
 /// The budget of a rank whose weights are loaded on a device that reports `info`.
 RankBudget budget_after_loading(const EngineOptions& options, const DeviceInfo& info, std::string device,
                                 bool host, int64_t weights_bytes);
-/// The budget of a rank on a GPU of `total_bytes` with nothing on it yet.
-RankBudget budget_of_gpu(const EngineOptions& options, int64_t total_bytes, int64_t weights_bytes);
+/// The budget of a rank on a GPU of `total_bytes` with nothing on it yet; `overhead_bytes` are taken beside
+/// weights and what MemoryPlan counts.
+RankBudget budget_of_gpu(const EngineOptions& options, int64_t total_bytes, int64_t weights_bytes,
+                         int64_t overhead_bytes);
 
 /// Sizes workspace and KV cache within the budget. Without --max-model-len, the model's length is lowered to
 /// what the KV cache holds. Throws `Error` naming the term that does not fit, the bytes it needs, the bytes

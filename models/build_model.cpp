@@ -124,7 +124,39 @@ class Builder {
       blocks.push_back(
           source_.block(part.name, part.m, spec.k, share_of(part.rows, part.m, config_, shard_), cols));
     }
+    const auto is_dense = [](const HostMatrix& b) { return std::holds_alternative<DenseMatrix>(b); };
+    const bool host = device_.ops().name == std::string_view("cpu");  // reads the weights where they are
+    if (!host && std::all_of(blocks.begin(), blocks.end(), is_dense)) return copied(blocks, packing, bias);
     return device_.ops().prepare_linear(device_.context(), stack(std::move(blocks), packing), bias);
+  }
+
+  /// Dense parts are copied one below the other to the device and packed there.
+  LinearWeight copied(const std::vector<HostMatrix>& blocks, Packing packing, const Half* bias) {
+    const int64_t k = std::get<DenseMatrix>(blocks.front()).k;
+    int64_t m = 0;
+    for (const HostMatrix& block : blocks) m += std::get<DenseMatrix>(block).m;
+    Half* out = scratch(m * k);
+    for (const HostMatrix& block : blocks) {
+      const auto& part = std::get<DenseMatrix>(block);
+      device_.ops().upload(device_.context(), out, part.data, size_t(part.m * k) * sizeof(Half));
+      out += part.m * k;
+    }
+    return from_scratch(m, k, packing, bias);
+  }
+
+  /// Device memory for one matrix at a time.
+  Half* scratch(int64_t size) {
+    if (size > scratch_.size()) {
+      scratch_ = {};
+      scratch_ = DeviceArray<Half>(device_, size, MemoryUse::workspace);
+    }
+    return scratch_.data();
+  }
+  LinearWeight from_scratch(int64_t m, int64_t k, Packing packing, const Half* bias) {
+    constexpr double kNever = 2;  // more than all of it zero
+    const bool pack = !options_.dense && packing == Packing::if_sparse;
+    return device_.ops().prepare_from_device(device_.context(), scratch_.data(), m, k,
+                                             pack ? options_.min_sparsity : kNever, bias);
   }
 
   /// The parts are written one below the other on the device and packed there.
@@ -132,19 +164,14 @@ class Builder {
     const Range cols = share_of(spec.cols, spec.k, config_, shard_);
     int64_t m = 0;
     for (const LinearPart& part : spec.parts) m += share_of(part.rows, part.m, config_, shard_).size();
-    if (m * cols.size() > scratch_.size())
-      scratch_ = DeviceArray<Half>(device_, m * cols.size(), MemoryUse::workspace);
-    Half* out = scratch_.data();
+    Half* out = scratch(m * cols.size());
     const auto kind = packing == Packing::if_sparse ? WeightSource::Kind::linear : WeightSource::Kind::table;
     for (const LinearPart& part : spec.parts) {
       const Range rows = share_of(part.rows, part.m, config_, shard_);
       source_.fill(part.name, kind, spec.k, rows, cols, out);
       out += rows.size() * cols.size();
     }
-    constexpr double kNever = 2;  // more than all of it zero
-    const bool pack = !options_.dense && packing == Packing::if_sparse;
-    return device_.ops().prepare_from_device(device_.context(), scratch_.data(), m, cols.size(),
-                                             pack ? options_.min_sparsity : kNever, bias);
+    return from_scratch(m, cols.size(), packing, bias);
   }
 
   /// Null where there is none, or where it is another rank's to add: rank 0 adds a row-parallel layer's bias.
@@ -235,7 +262,7 @@ class Builder {
   const LoadOptions& options_;
   const int64_t total_;
   int64_t done_ = 0;
-  DeviceArray<Half> scratch_;  // the largest matrix filled so far
+  DeviceArray<Half> scratch_;  // the largest matrix so far
   Model model_;
 };
 

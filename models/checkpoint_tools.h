@@ -53,9 +53,12 @@ void prune_magnitude(const std::filesystem::path& in, const std::filesystem::pat
 /// Bytes one rank needs for weights, without loading: from the config and the checkpoint's (or an assumed)
 /// sparsity, the same in every linear. Linears below `min_sparsity` count as dense, as they do when loading.
 struct WeightPlan {
-  int64_t parameters = 0;    ///< of the whole model, tied weights once
-  int64_t dense_bytes = 0;   ///< this rank's weights in dense fp16
-  int64_t packed_bytes = 0;  ///< the same with packed linears by the size formula
+  int64_t parameters = 0;            ///< of the whole model, tied weights once
+  int64_t dense_bytes = 0;           ///< this rank's weights in dense fp16
+  int64_t packed_bytes = 0;          ///< the same with packed linears by the size formula
+  int64_t packed_linears_bytes = 0;  ///< of these, what is packed
+  int64_t workspace_dense = 0;       ///< scratch the largest linear takes on a GPU, all dense
+  int64_t workspace_packed = 0;      ///< and with packed linears
 };
 WeightPlan plan_weights(const ModelConfig& config, double sparsity, Shard shard, double min_sparsity = 0.3);
 

@@ -1,6 +1,7 @@
 // Counting the weights of a checkpoint or a configuration without a device.
 #include <algorithm>
 
+#include "kernels/gpu_footprint.h"
 #include "models/checkpoint.h"
 #include "models/checkpoint_tools.h"
 #include "models/weight_table.h"
@@ -64,7 +65,11 @@ WeightPlan plan_weights(const ModelConfig& config, double sparsity, Shard shard,
     for (const LinearPart& part : linear.parts) m += share_of(part.rows, part.m, config, shard).size();
     const int64_t k = share_of(linear.cols, linear.k, config, shard).size(), dense = 2 * m * k;
     const auto nonzeros = int64_t(double(m) * double(k) * (1 - sparsity) + 0.5);
-    add(dense, pack && sparsity >= min_sparsity ? tca_bme_bytes(m, k, nonzeros) : dense);
+    const bool packed = pack && sparsity >= min_sparsity;
+    add(dense, packed ? tca_bme_bytes(m, k, nonzeros) : dense);
+    if (packed) plan.packed_linears_bytes += tca_bme_bytes(m, k, nonzeros);
+    plan.workspace_dense = std::max(plan.workspace_dense, gpu_linear_workspace_bytes(m, k, false));
+    plan.workspace_packed = std::max(plan.workspace_packed, gpu_linear_workspace_bytes(m, k, packed));
     if (linear.bias && (linear.cols == Share::all || shard.rank == 0)) add(2 * m, 2 * m);
   };
   for (const TensorSpec& t : table.other_tensors()) {

@@ -85,10 +85,16 @@ EngineOptions options_of(const LatencyFlags& flags, bool dense) {
   // No step has more tokens than all prompts together.
   options.max_num_batched_tokens =
       int(std::min<int64_t>(options.max_num_batched_tokens, int64_t{batch_size} * flags.input_len));
+  options.score_logits_bytes = 0;
   if (options.num_kv_blocks == 0 && options.kv_cache_bytes == 0) {
-    // The whole batch at once; the scheduler keeps a spare block for each running request.
-    const int64_t blocks = (options.max_model_len + options.block_size - 1) / options.block_size + 1;
-    options.num_kv_blocks = blocks * batch_size;
+    // The whole batch at once. The last token never enters the cache; to be admitted a request needs a spare
+    // block for each one that runs.
+    const auto blocks = [&](int64_t tokens) {
+      return (tokens + options.block_size - 1) / options.block_size;
+    };
+    const int64_t most = blocks(flags.input_len + flags.output_len - 1);
+    options.num_kv_blocks =
+        std::max(batch_size * std::max(most, blocks(flags.input_len) + 1), blocks(options.max_model_len));
   }
   return options;
 }

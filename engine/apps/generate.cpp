@@ -122,7 +122,8 @@ FinishedRun run_once(const GenerateFlags& flags, const std::vector<PromptText>& 
   if (measured) {
     finished.report = make_report(*engine, finished.run.times, flags.common.threads);
   } else {
-    finished.report = {.memory = engine->memory(), .times = finished.run.times, .read = {}};
+    finished.report = {
+        .memory = engine->memory(), .times = finished.run.times, .load_seconds = 0, .read = {}};
   }
   return finished;
 }

@@ -9,18 +9,22 @@
 #include "engine/runner.h"
 #include "kernels/check.h"
 #include "kernels/device.h"
+#include "kernels/gpu_footprint.h"
 #include "models/checkpoint_tools.h"
 
 namespace spinfer {
 namespace {
 
 PlanColumn plan_column(const ModelConfig& config, const EngineOptions& options, int64_t weights_bytes,
-                       int64_t gpu_bytes) {
+                       int64_t layout_bytes, int64_t scratch_bytes, int64_t gpu_bytes) {
   PlanColumn column;
   column.weights_bytes = weights_bytes;
+  column.layout_bytes = layout_bytes;
+  column.overhead_bytes = kGpuContextBytes + kGpuBlasWorkspaceBytes + scratch_bytes;
   column.kv_bytes_per_token =
       Runner::kv_block_bytes(config, options.tensor_parallel, options.block_size) / options.block_size;
-  const RankBudget budget = budget_of_gpu(options, gpu_bytes, weights_bytes);
+  const RankBudget budget =
+      budget_of_gpu(options, gpu_bytes, weights_bytes + layout_bytes, column.overhead_bytes);
   try {
     const MemoryPlan plan = plan_memory(config, options, budget);
     column.workspace_bytes = plan.workspace_bytes;
@@ -44,6 +48,8 @@ nlohmann::json column_json(const PlanColumn& c) {
     return json;
   }
   json.update({{"workspace_bytes", c.workspace_bytes},
+               {"layout_bytes", c.layout_bytes},
+               {"overhead_bytes", c.overhead_bytes},
                {"kv_bytes", c.kv_bytes},
                {"total_bytes", c.total_bytes()},
                {"max_kv_tokens", c.max_kv_tokens}});
@@ -66,8 +72,10 @@ PlanReport plan_run(const ModelConfig& config, const EngineOptions& options, dou
                   .sparsity = sparsity,
                   .sparse = {},
                   .dense = {}};
-  plan.sparse = plan_column(config, options, weights.packed_bytes, gpu_bytes);
-  plan.dense = plan_column(config, options, weights.dense_bytes, gpu_bytes);
+  const auto layout = int64_t(kGpuLayoutOverhead * double(weights.packed_linears_bytes));
+  plan.sparse =
+      plan_column(config, options, weights.packed_bytes, layout, weights.workspace_packed, gpu_bytes);
+  plan.dense = plan_column(config, options, weights.dense_bytes, 0, weights.workspace_dense, gpu_bytes);
   return plan;
 }
 
@@ -98,7 +106,9 @@ std::string plan_table(const PlanReport& plan) {
     table += fmt::format("  {:<28}{:>14}{:>14}\n", label, cell(plan.sparse), cell(plan.dense));
   };
   row("weights", true, [](const PlanColumn& c) { return human_bytes(c.weights_bytes); });
+  row("their device layout", true, [](const PlanColumn& c) { return human_bytes(c.layout_bytes); });
   row("workspace", false, [](const PlanColumn& c) { return human_bytes(c.workspace_bytes); });
+  row("CUDA, cuBLAS, scratch", false, [](const PlanColumn& c) { return human_bytes(c.overhead_bytes); });
   row("KV cache, a token", true, [](const PlanColumn& c) { return human_bytes(c.kv_bytes_per_token); });
   row("KV cache", false, [](const PlanColumn& c) { return human_bytes(c.kv_bytes); });
   row("total", false, [](const PlanColumn& c) { return human_bytes(c.total_bytes()); });

@@ -13,12 +13,17 @@ namespace spinfer {
 /// One way to hold the weights.
 struct PlanColumn {
   int64_t weights_bytes = 0;  ///< of the rank with the largest share
+  int64_t layout_bytes = 0;   ///< what a GPU's order of the same bits takes more
   int64_t workspace_bytes = 0;
+  int64_t overhead_bytes = 0;  ///< CUDA context, cuBLAS, scratch of linears
   int64_t kv_bytes_per_token = 0;
   int64_t kv_bytes = 0;       ///< what the engine would take
   int64_t max_kv_tokens = 0;  ///< tokens whose keys and values fit beside the rest
   std::string refusal;        ///< why it does not fit; empty: it does
-  int64_t total_bytes() const { return weights_bytes + workspace_bytes + kv_bytes; }
+  /// What the driver will say is in use.
+  int64_t total_bytes() const {
+    return weights_bytes + layout_bytes + workspace_bytes + overhead_bytes + kv_bytes;
+  }
 };
 
 struct PlanReport {

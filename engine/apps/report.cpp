@@ -31,7 +31,8 @@ std::string cache_note(const RunReport& sparse, const std::optional<RunReport>& 
 }  // namespace
 
 RunReport make_report(const Engine& engine, const GenerationTimes& times, int threads) {
-  RunReport report{.memory = engine.memory(), .times = times, .read = {}};
+  RunReport report{
+      .memory = engine.memory(), .times = times, .load_seconds = engine.stats().load_seconds, .read = {}};
   if (engine.backend_name() == std::string_view("cpu"))
     report.read = measure_read_bandwidth(report.memory.step_weights_bytes, threads);
   else
@@ -97,6 +98,9 @@ nlohmann::json latency_json(const RunReport& report) {
   column.erase("tpot_ms");
   column["tpot_ms_median"] = report.times.tpot_ms_median;
   column["step_ms"] = report.times.step_ms;
+  column["load_seconds"] = report.load_seconds;
+  if (report.load_seconds > 0)
+    column["load_gbps"] = double(report.memory.weights_packed_bytes) / report.load_seconds * 1e-9;
   return column;
 }
 

@@ -16,7 +16,8 @@ namespace spinfer {
 struct RunReport {
   MemoryReport memory;
   GenerationTimes times;
-  ReadBandwidth read;  ///< what a plain read loop reaches over as many bytes as a decode step reads
+  double load_seconds = 0;  ///< making the weights resident
+  ReadBandwidth read;       ///< what a plain read loop reaches over as many bytes as a decode step reads
 };
 
 /// The report of a finished run; measures the read bandwidth where the engine runs on the CPU.

@@ -39,7 +39,7 @@ void release(DeviceContext& context, void* memory) noexcept {
 void upload(DeviceContext& opaque, void* device, const void* host, size_t bytes) {
   Context& context = context_of(opaque);
   context.activate();
-  context.op_state().upload(context, device, host, bytes);
+  context.upload(device, host, bytes);
 }
 
 void download(DeviceContext& opaque, void* host, const void* device, size_t bytes) {

@@ -4,6 +4,7 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/dense_linear.h"
 #include "kernels/cuda/op_state.h"
+#include "kernels/cuda/weight_upload.h"
 
 namespace spinfer::cuda {
 namespace {
@@ -58,6 +59,7 @@ Context::Context(const DeviceOptions& options)
 Context::~Context() {
   cudaSetDevice(ordinal_);
   cudaStreamSynchronize(stream_);
+  weight_upload_.reset();
   op_state_.reset();
   dense_plans_.reset();
   cublasLtDestroy(lt_);
@@ -114,6 +116,12 @@ std::shared_ptr<void> Context::allocate_shared(size_t bytes) const {
             cudaSetDevice(ordinal);
             cudaFree(memory);
           }};
+}
+
+void Context::upload(void* device, const void* host, size_t bytes) {
+  if (bytes <= OpState::kMostStaged) return op_state_->upload(*this, device, host, bytes);
+  if (!weight_upload_) weight_upload_ = std::make_unique<WeightUpload>();
+  weight_upload_->copy(*this, device, host, bytes);
 }
 
 void* Context::workspace(size_t bytes) {

@@ -10,11 +10,13 @@
 #include <memory>
 
 #include "kernels/backend.h"
+#include "kernels/gpu_footprint.h"
 
 namespace spinfer::cuda {
 
 class DensePlans;
 class OpState;
+class WeightUpload;
 
 /// What plans need to know of a GPU; a plain value, so that plans are tested without one.
 struct GpuFacts {
@@ -60,6 +62,9 @@ class Context {
   size_t workspace_bytes() const { return workspace_bytes_; }
   uint64_t memory_version() const { return memory_version_; }
 
+  /// Queues a copy of host memory, however large; `host` may be reused on return.
+  void upload(void* device, const void* host, size_t bytes);
+
   void account_graph(int64_t bytes) { info_.graph_bytes += bytes; }
   /// Ops whose bit (1 << OpKind) is set are not run, see Backend::leave_out.
   uint32_t left_out = 0;
@@ -67,7 +72,7 @@ class Context {
   static constexpr int kFlags = 4096;
   int* flags() const { return flags_; }
   /// Scratch lent to cuBLAS and cuBLASLt calls.
-  static constexpr size_t kBlasWorkspaceBytes = size_t{32} << 20;  // NVIDIA's recommendation for Hopper
+  static constexpr size_t kBlasWorkspaceBytes = size_t(kGpuBlasWorkspaceBytes);
   void* blas_workspace() const { return blas_workspace_; }
 
  private:
@@ -85,6 +90,7 @@ class Context {
   uint64_t memory_version_ = 0;
   std::unique_ptr<DensePlans> dense_plans_;
   std::unique_ptr<OpState> op_state_;
+  std::unique_ptr<WeightUpload> weight_upload_;  ///< from the first large upload on
 };
 
 /// Devices this process can use; 0 without a driver.

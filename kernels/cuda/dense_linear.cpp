@@ -293,6 +293,10 @@ size_t dense_scratch_bytes(int64_t m, int n) {
   return size_t(std::min(n, kSlice)) * size_t(m) * sizeof(float);
 }
 
+size_t dense_scratch_needed(const DenseArgs& args) {
+  return needs_own_epilogue(args) ? dense_scratch_bytes(args.m, args.n) : 0;
+}
+
 int dense_bucket(int n) {
   if (n <= 64) return n;
   const int step = int(std::bit_floor(unsigned(n - 1))) / 4;
@@ -301,8 +305,10 @@ int dense_bucket(int n) {
 
 namespace {
 
-/// The plan for `a`, timed now if it is new; null during capture of a problem never seen.
+/// The plan for `a`, timed now if it is new; null where it is not to be tuned, and during capture of a
+/// problem never seen.
 const Plan* plan_of(Context& context, const DenseArgs& a) {
+  if (!a.tuned) return nullptr;
   auto& plans = context.dense_plans().cache().plans;
   const Key key = key_of(a);
   if (const auto found = plans.find(key); found != plans.end()) return &found->second;

@@ -24,7 +24,8 @@ struct DenseArgs {
   const Half* residual = nullptr;  ///< [n][m], or null; may be y
   void* y = nullptr;               ///< Half, or float if `fp32_out`
   bool fp32_out = false;           ///< logits: not rounded to fp16
-  void* scratch = nullptr;         ///< `dense_scratch_bytes` of device memory; null: the context's workspace
+  bool tuned = true;        ///< false: cuBLASLt's first choice for exactly this problem, nothing is timed
+  void* scratch = nullptr;  ///< `dense_scratch_bytes` of device memory; null: the context's workspace
 };
 
 /// How one problem is multiplied, as chosen by timing. For reports.
@@ -44,6 +45,8 @@ DenseChoice dense_choice(Context& context, const DenseArgs& args);
 
 /// Scratch an epilogue needs that cuBLASLt cannot do (activation with residual, erf GELU, SiLU).
 size_t dense_scratch_bytes(int64_t m, int n);
+/// The same, 0 where cuBLASLt's epilogue does it.
+size_t dense_scratch_needed(const DenseArgs& args);
 
 /// The n whose tuned algorithm serves n tokens.
 int dense_bucket(int n);

@@ -6,10 +6,12 @@
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/dense_linear.h"
+#include "kernels/cuda/linear_invariant.h"
 #include "kernels/cuda/spmm.h"
 #include "kernels/cuda/spmm_prefill.h"
 #include "kernels/cuda/spmm_smbd.h"
 #include "kernels/cuda/strip_stream_decode.h"
+#include "kernels/gpu_footprint.h"
 
 namespace spinfer::cuda {
 namespace {
@@ -58,8 +60,9 @@ void linear_scratch(Context& context, const LinearArgs& args) {
   const StripStream* streams = streams_of(args.w);
   check(args.w.packed.bitmaps || streams, "linear {}×{}: the weight has no packed arrays", args.w.m,
         args.w.k);
-  const size_t matrix_bytes = align_up(size_t(args.w.m) * size_t(args.w.k) * sizeof(Half));
-  auto* scratch = static_cast<char*>(context.workspace(matrix_bytes + dense_scratch_bytes(args.w.m, args.n)));
+  const size_t matrix_bytes = size_t(gpu_linear_workspace_bytes(args.w.m, args.w.k, true));
+  const size_t epilogue_bytes = dense_scratch_needed(dense_args_of(args, nullptr));
+  auto* scratch = static_cast<char*>(context.workspace(align_up(matrix_bytes) + epilogue_bytes));
   auto* dense = reinterpret_cast<Half*>(scratch);
   if (streams) {
     decode_streams_on_device(context, streams->view, dense);
@@ -67,7 +70,7 @@ void linear_scratch(Context& context, const LinearArgs& args) {
     decode_on_device(context, args.w.packed, 0, args.w.m, dense);
   }
   DenseArgs a = dense_args_of(args, dense);
-  a.scratch = scratch + matrix_bytes;
+  a.scratch = scratch + align_up(matrix_bytes);
   dense_linear(context, a);
 }
 
@@ -75,11 +78,10 @@ void linear_scratch(Context& context, const LinearArgs& args) {
 /// reserved.
 constexpr int kReservedPrefillTokens = 1024;
 
-/// The most workspace `linear` asks for with this weight, whatever n is (but see kReservedPrefillTokens):
-/// grown now, not during a graph capture.
+/// The workspace `linear` asks for with this weight, whatever n is (but see kReservedPrefillTokens; and
+/// epilogues that cuBLASLt lacks take more): grown now, before the KV cache takes what is left.
 void reserve_workspace(Context& context, const Linear& w) {
-  size_t bytes = dense_scratch_bytes(w.m, INT32_MAX);
-  if (!w.is_dense()) bytes += align_up(size_t(w.m) * size_t(w.k) * sizeof(Half));
+  size_t bytes = align_up(size_t(gpu_linear_workspace_bytes(w.m, w.k, !w.is_dense())));
   if (const StripStream* streams = streams_of(w)) {
     bytes = std::max(bytes, spmm_workspace_bytes(*streams, context.facts()));
     const size_t copy = w.k % 8 ? size_t(kReservedPrefillTokens) * size_t(w.k + 8) * sizeof(Half) : 0;
@@ -87,11 +89,13 @@ void reserve_workspace(Context& context, const Linear& w) {
   } else if (!w.is_dense()) {
     bytes = std::max(bytes, plan_smbd(w.m, w.k, kDecodeTokens, context.facts()).workspace_bytes);
   }
+  if (context.deterministic()) bytes = std::max(bytes, invariant_workspace_bytes(w));
   context.workspace(bytes);
 }
 
-/// A dense weight of its own from memory anywhere.
-LinearWeight prepare_dense(Context& context, const Half* source, int64_t m, int64_t k) {
+/// A dense weight with memory of its own, to which `fill(destination, bytes)` queues a copy.
+template <class Fill>
+LinearWeight prepare_dense(Context& context, int64_t m, int64_t k, const Fill& fill) {
   LinearWeight weight;
   weight.view.m = m;
   weight.view.k = k;
@@ -99,9 +103,7 @@ LinearWeight prepare_dense(Context& context, const Half* source, int64_t m, int6
   weight.packed_bytes = weight.device_bytes = weight.dense_bytes;
   weight.nonzeros = m * k;
   const auto device = context.allocate_shared(size_t(weight.dense_bytes));
-  SPINFER_CUDA_CHECK(
-      cudaMemcpyAsync(device.get(), source, size_t(weight.dense_bytes), cudaMemcpyDefault, context.stream()));
-  SPINFER_CUDA_CHECK(cudaStreamSynchronize(context.stream()));  // the source may go away
+  fill(device.get(), size_t(weight.dense_bytes));
   weight.view.dense = static_cast<const Half*>(device.get());
   weight.storage.push_back(device);
   reserve_workspace(context, weight.view);
@@ -113,8 +115,7 @@ void add_bias(Context& context, LinearWeight& weight, const Half* bias) {
   if (!bias) return;
   const size_t bytes = size_t(weight.view.m) * sizeof(Half);
   const auto device = context.allocate_shared(bytes);
-  SPINFER_CUDA_CHECK(cudaMemcpyAsync(device.get(), bias, bytes, cudaMemcpyHostToDevice, context.stream()));
-  SPINFER_CUDA_CHECK(cudaStreamSynchronize(context.stream()));  // the host memory may go away
+  context.upload(device.get(), bias, bytes);
   weight.view.bias = static_cast<const Half*>(device.get());
   weight.storage.push_back(device);
 }
@@ -158,11 +159,13 @@ LinearWeight prepare_packed(Context& context, DeviceTcaBme matrix, const Half* b
 LinearWeight prepare_linear(DeviceContext& opaque, const HostMatrix& matrix, const Half* bias) {
   Context& context = context_of(opaque);
   context.activate();
-  const auto* dense = std::get_if<DenseMatrix>(&matrix);
-  LinearWeight weight =
-      dense
-          ? prepare_dense(context, dense->data, dense->m, dense->k)
-          : prepare_packed(context, upload_tca_bme(context, std::get<TcaBmeMatrix>(matrix).view()), nullptr);
+  LinearWeight weight;
+  if (const auto* dense = std::get_if<DenseMatrix>(&matrix)) {
+    weight = prepare_dense(context, dense->m, dense->k,
+                           [&](void* device, size_t bytes) { context.upload(device, dense->data, bytes); });
+  } else {
+    weight = prepare_packed(context, upload_tca_bme(context, std::get<TcaBmeMatrix>(matrix).view()), nullptr);
+  }
   add_bias(context, weight, bias);
   return weight;
 }
@@ -174,8 +177,12 @@ LinearWeight prepare_from_device(DeviceContext& opaque, const Half* dense, int64
   std::optional<DeviceTcaBme> packed;
   if (min_sparsity <= 1) packed = encode_on_device(context, dense, m, k);
   const bool sparse = packed && double(packed->view.nonzeros) <= (1 - min_sparsity) * double(m) * double(k);
+  const auto copy = [&](void* device, size_t bytes) {
+    SPINFER_CUDA_CHECK(cudaMemcpyAsync(device, dense, bytes, cudaMemcpyDeviceToDevice, context.stream()));
+    SPINFER_CUDA_CHECK(cudaStreamSynchronize(context.stream()));  // the source may be overwritten
+  };
   LinearWeight weight =
-      sparse ? prepare_packed(context, std::move(*packed), nullptr) : prepare_dense(context, dense, m, k);
+      sparse ? prepare_packed(context, std::move(*packed), nullptr) : prepare_dense(context, m, k, copy);
   add_bias(context, weight, bias);
   return weight;
 }
@@ -200,6 +207,8 @@ void linear_with(Context& context, const LinearArgs& args, LinearKernel kernel) 
 
 void linear(DeviceContext& opaque, const LinearArgs& args) {
   Context& context = context_of(opaque);
+  context.activate();
+  if (context.deterministic()) return linear_invariant(context, args);
   linear_with(context, args, choose_linear_kernel(problem_of(args.w, args.n), context.facts()));
 }
 

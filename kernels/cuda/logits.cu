@@ -5,6 +5,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/dense_linear.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/linear_invariant.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/spmm.h"
 #include "kernels/cuda/tca_bme_device.h"
@@ -57,7 +58,11 @@ void logits(DeviceContext& opaque, const LogitsArgs& args) {
     decode_on_device(context, args.w.packed, 0, a.m, dense);
     a.w = dense;
   }
-  dense_linear(context, a);
+  if (context.deterministic() && args.w.is_dense()) {
+    dense_invariant(context, a);
+  } else {
+    dense_linear(context, a);
+  }
   if (args.w.bias) {
     launch(context, "add_bias", add_bias_kernel,
            {dim3(unsigned((a.m + kThreads - 1) / kThreads)), dim3(kThreads)}, device_half(args.w.bias), a.m,

@@ -62,11 +62,7 @@ char* OpState::stage(Context& context, size_t bytes) {
 
 void OpState::upload(Context& context, void* device, const void* host, size_t bytes) {
   if (bytes == 0) return;
-  if (bytes > kPartBytes) {
-    SPINFER_CUDA_CHECK(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, context.stream()));
-    drain(context);  // the host memory may go away
-    return;
-  }
+  check(bytes <= kMostStaged, "staged upload of {} bytes: at most {}", bytes, kMostStaged);
   char* place = stage(context, bytes);
   std::memcpy(place, host, bytes);
   SPINFER_CUDA_CHECK(cudaMemcpyAsync(device, place, bytes, cudaMemcpyHostToDevice, context.stream()));

@@ -39,10 +39,12 @@ class OpState {
   std::shared_ptr<Group> group;  ///< null: a group of its own
   int rank = 0;                  ///< in `group`
 
+  static constexpr size_t kMostStaged = size_t{1} << 20;
+
  private:
-  /// Staging memory is filled part after part; `done` follows a part's last copy.
+  /// Staging memory is filled part after part; an event follows a part's last copy.
   static constexpr size_t kParts = 4;
-  static constexpr size_t kPartBytes = size_t{1} << 20;
+  static constexpr size_t kPartBytes = kMostStaged;
 
   char* stage(Context& context, size_t bytes);
   void throw_if_fault();

@@ -170,7 +170,7 @@ std::shared_ptr<void> upload_array(Context& context, const void* host, size_t by
   auto device = context.allocate_shared(bytes + slack);
   if (slack)
     SPINFER_CUDA_CHECK(cudaMemsetAsync(static_cast<char*>(device.get()) + bytes, 0, slack, context.stream()));
-  SPINFER_CUDA_CHECK(cudaMemcpyAsync(device.get(), host, bytes, cudaMemcpyHostToDevice, context.stream()));
+  context.upload(device.get(), host, bytes);
   return device;
 }
 
@@ -196,7 +196,6 @@ DeviceTcaBme upload_tca_bme(Context& context, const TcaBmeView& host) {
     matrix.view.offsets64 = static_cast<const uint64_t*>(offsets.get());
   }
   matrix.storage.push_back(offsets);
-  SPINFER_CUDA_CHECK(cudaStreamSynchronize(context.stream()));  // the host arrays may go away
   return matrix;
 }
 

@@ -250,7 +250,8 @@ class Inspect(program.ProgramTest):
         for column in (sparse, dense):
             self.assertTrue(column["fits"])
             self.assertEqual(column["total_bytes"],
-                             column["weights_bytes"] + column["workspace_bytes"] + column["kv_bytes"])
+                             column["weights_bytes"] + column["layout_bytes"] + column["workspace_bytes"] +
+                             column["overhead_bytes"] + column["kv_bytes"])
         self.assertGreater(sparse["max_kv_tokens"], dense["max_kv_tokens"])
         small = self.json("inspect", "--config", config, "--sparsity", 0.6, "--plan", "--gpu-memory", 24 << 30)["plan"]
         self.assertTrue(small["sparse"]["fits"])

@@ -27,8 +27,11 @@ class EngineGpu : public testing::TestWithParam<const char*> {
     if (!fs::exists(model_)) GTEST_SKIP() << "no model at " << model_;
   }
 
-  std::unique_ptr<Engine> engine(const char* device, bool dense) const {
+  std::unique_ptr<Engine> engine(const char* device, bool dense, bool deterministic = false,
+                                 std::optional<bool> graphs = {}) const {
     EngineOptions options;
+    options.deterministic = deterministic;
+    options.graphs = graphs;
     options.model = model_;
     options.device = device;
     options.dense = dense;
@@ -122,6 +125,45 @@ TEST_P(EngineGpu, SampledTokensAreRepeatable) {
   const auto tokens = run(*gpu);
   EXPECT_EQ(tokens, run(*gpu));
   EXPECT_NE(tokens[0], tokens[1]);
+}
+
+/// Tokens and log-probabilities of one request, alone or among others; bit for bit the same.
+TEST_P(EngineGpu, DeterministicAnswersDoNotDependOnTheBatch) {
+  for (const bool dense : {false, true}) {
+    SCOPED_TRACE(dense ? "dense" : "sparse");
+    const auto answer_among = [&](int others) {
+      const auto gpu = engine("cuda", dense, true);
+      const SamplingParams params{.max_tokens = 30, .temperature = 0, .ignore_eos = true, .logprobs = 0};
+      for (int i = 0; i < others; ++i) gpu->add_request(prompts()[size_t(i) % 5], params);
+      const RequestId id = gpu->add_request(prompts()[3], params);
+      return run_to_end(*gpu).at(id);
+    };
+    const Answer alone = answer_among(0);
+    for (const int others : {1, 5, 7}) {
+      const Answer among = answer_among(others);
+      EXPECT_EQ(among.ids, alone.ids) << others;
+      for (size_t t = 0; t < alone.logprobs.size(); ++t)
+        EXPECT_EQ(among.logprobs.at(t).logprob, alone.logprobs[t].logprob)
+            << others << " others, token " << t;
+    }
+  }
+}
+
+/// Eagerly queued ops and recorded ones compute the same.
+TEST_P(EngineGpu, GraphsChangeNothing) {
+  const auto run = [&](bool graphs) {
+    const auto gpu = engine("cuda", false, true, graphs);  // so that padding changes nothing
+    std::vector<RequestId> ids;
+    for (int i = 0; i < 6; ++i)
+      ids.push_back(
+          gpu->add_request(prompts()[size_t(i) % 5],
+                           {.max_tokens = 20 + 7 * i, .temperature = 0, .ignore_eos = true, .logprobs = 0}));
+    const auto all = run_to_end(*gpu);
+    std::vector<std::vector<int32_t>> tokens;
+    for (const RequestId id : ids) tokens.push_back(all.at(id).ids);
+    return tokens;
+  };
+  EXPECT_EQ(run(true), run(false));
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, EngineGpu, testing::Values("demo-llama", "demo-opt"), [](const auto& info) {

@@ -68,8 +68,8 @@ TEST(MemoryPlan, GpuCacheTakesWhatIsLeft) {
 TEST(MemoryPlan, UtilizationLimitsTheBudget) {
   EngineOptions options;
   options.gpu_memory_utilization = 0.5;
-  const RankBudget budget = budget_of_gpu(options, 80 * kGiB, 10 * kGiB);
-  EXPECT_EQ(budget.left_bytes, 30 * kGiB - kGpuOverheadBytes);
+  const RankBudget budget = budget_of_gpu(options, 80 * kGiB, 10 * kGiB, 3 * kGiB);
+  EXPECT_EQ(budget.left_bytes, 27 * kGiB);
 }
 
 TEST(MemoryPlan, WithoutALengthTheModelsIsLoweredToWhatFits) {
@@ -146,7 +146,7 @@ TEST(MemoryPlan, LimitsFollowTheShortestBound) {
   const StepLimits limits = plan_memory(llama_7b(), options, gpu(40 * kGiB)).limits;
   EXPECT_EQ(limits.max_tokens, 8192);
   EXPECT_EQ(limits.max_seqs, 256);
-  EXPECT_EQ(limits.max_logits, int(kLogitsBytes / (4 * 32000)));
+  EXPECT_EQ(limits.max_logits, int(EngineOptions{}.score_logits_bytes / (4 * 32000)));
   EXPECT_EQ(limits.max_blocks, 256);
   options.max_num_seqs = 1;
   options.max_model_len = 100;
