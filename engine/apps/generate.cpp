@@ -196,7 +196,7 @@ void add_generate(CLI::App& app) {
   command->add_option("-f,--file", flags->prompt_file, "prompt from a file; - = stdin")->check(not_empty());
   command
       ->add_option("--prompts", flags->prompts_file,
-                   "many prompts, one JSON object a line: {\"prompt\": …, \"n\", \"stop\", \"seed\"}")
+                   "many prompts, one JSON object a line: {\"prompt\": …, \"n\", \"stop\", \"seed\"}; - = stdin")
       ->check(not_empty());
   command
       ->add_option("--baseline", flags->baseline,
