@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "kernels/backend.h"
 #include "tests/engine/engine_fixture.h"
 
 namespace spinfer {
@@ -51,21 +52,30 @@ struct Golden {
   std::string name;
   fs::path dir;
   int tensor_parallel;
+  const char* device = "cpu";
 };
 void PrintTo(const Golden& golden, std::ostream* out) {
-  *out << golden.name << " tp " << golden.tensor_parallel;
+  *out << golden.name << " tp " << golden.tensor_parallel << " on " << golden.device;
+}
+
+bool has_gpu() {
+  return cuda_backend() && cuda_backend()->device_count() > 0;
 }
 
 class EngineGolden : public testing::TestWithParam<Golden> {
  protected:
   void SetUp() override {
     if (!fs::exists(GetParam().dir)) GTEST_SKIP() << "no model at " << GetParam().dir;
+    if (GetParam().device == std::string("cuda") && !has_gpu()) GTEST_SKIP() << "no CUDA device";
   }
 };
 
 TEST_P(EngineGolden, LogprobsAndGreedyTokensOfAllCasesAtOnce) {
   const json golden = read_json(GetParam().dir / "golden.json");
-  const auto engine = Engine::create(options_for(GetParam().dir, GetParam().tensor_parallel));
+  EngineOptions options = options_for(GetParam().dir, GetParam().tensor_parallel);
+  options.device = GetParam().device;
+  if (GetParam().device == std::string("cuda")) options.deterministic = false;  // as it usually runs
+  const auto engine = Engine::create(options);
   EXPECT_EQ(engine->ranks(), GetParam().tensor_parallel);
   std::vector<RequestId> scored, greedy;
   for (const json& c : golden["cases"]) {
@@ -105,18 +115,21 @@ std::vector<Golden> golden_models() {
   const fs::path random = fs::path(SPINFER_ASSETS) / "hf_goldens",
                  trained = fs::path(SPINFER_SOURCE_DIR) / "tests/data";
   std::vector<Golden> all;
-  for (const int tp : {1, 2, 4}) {
+  const auto add = [&](int tp, const char* device) {
     for (const char* model :
          {"llama-mha-untied", "llama-gqa-rope-llama3", "opt-preln", "opt-350m-style", "qwen2-tied"}) {
-      all.push_back({model, random / model, tp});
+      all.push_back({model, random / model, tp, device});
     }
-    for (const char* model : {"demo-llama", "demo-opt"}) all.push_back({model, trained / model, tp});
-  }
+    for (const char* model : {"demo-llama", "demo-opt"}) all.push_back({model, trained / model, tp, device});
+  };
+  for (const int tp : {1, 2, 4}) add(tp, "cpu");
+  add(1, "cuda");
   return all;
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, EngineGolden, testing::ValuesIn(golden_models()), [](const auto& info) {
   std::string name = info.param.name + "_tp" + std::to_string(info.param.tensor_parallel);
+  if (info.param.device != std::string("cpu")) name += std::string("_") + info.param.device;
   std::ranges::replace(name, '-', '_');
   return name;
 });
