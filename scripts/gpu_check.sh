@@ -8,7 +8,8 @@
 # --out      where results go (default: $OUT, else gpu_check_results): NAME.json of each bench, summary.txt, logs/
 # --archive  a .tar.gz of all that, rewritten after every part
 # --only     some of tests,large,prefill,small,baselines,sanitizer (the default, in this order) and paper (the 31 matrices
-#            of Figure 10, with SMBD), cusparse, fused
+#            of Figure 10, with SMBD), cusparse, fused; engine (whole models against the CPU), latency (whole models, sparse
+#            and dense; needs the program itself, spinfer)
 # Exit status 0 only if every part passed. SPINFER_COMMIT names the commit where .git is not there.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -26,7 +27,7 @@ done
 mkdir -p "$out/logs"
 logs=$out/logs
 commit=${SPINFER_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}
-find_program() { for p in "$bin/$1" "$bin/tests/kernels/$1" "$bin/kernels/bench/$1"; do [ -x "$p" ] && echo "$p" && return; done; echo "$bin/$1"; }
+find_program() { for p in "$bin/$1" "$bin/tests/kernels/$1" "$bin/tests/engine/$1" "$bin/kernels/bench/$1"; do [ -x "$p" ] && echo "$p" && return; done; echo "$bin/$1"; }
 tests=$(find_program gpu_tests) bench=$(find_program gpu_linear_bench)
 export LD_LIBRARY_PATH=$bin:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-}
 wanted() { case ,$only, in *,$1,*) return 0 ;; *) return 1 ;; esac }
@@ -64,13 +65,46 @@ if wanted paper; then run_bench paper --shapes paper -N 8,16,32 --sparsity 0.4,0
 if wanted cusparse; then run_bench cusparse --shapes 4096x4096,8192x8192 -N 8,16,32 --sparsity 0.5,0.7 --kernel cusparse,auto; fi
 if wanted fused; then run_bench fused_shapes --shapes fused -N 8,16,32 --sparsity 0.5,0.6,0.7; fi
 
+run_latency() {  # name of the result, model, then arguments of `spinfer bench latency`
+  local name=latency_$1 model=$2; shift 2
+  if timeout 120 "$(find_program spinfer)" bench latency --config "configs/models/$model.json" --sparsity 0.6 --device cuda --json "$@" \
+      >"$logs/$name.raw.json" 2>"$logs/$name.log"; then
+    python3 - "$logs/$name.raw.json" "$out/$name.json" "$commit" "$model" "$*" "$(head -1 "$logs/gpu.txt")" <<'PY' && rm "$logs/$name.raw.json"
+import json, sys
+raw, target, commit, model, arguments, smi = sys.argv[1:]
+document = json.load(open(raw))
+for row in document.get("rows", [document]):
+    for side in ("sparse", "dense"):
+        if side in row:
+            row[side]["step_ms"] = [round(ms, 4) for ms in row[side]["step_ms"]]
+command = f"spinfer bench latency --config configs/models/{model}.json --sparsity 0.6 --device cuda --json {arguments}"
+json.dump({"commit": commit, "model": model, "command": command, "nvidia_smi": smi, **document}, open(target, "w"))
+PY
+    note "$name" "done"
+  else failed+=("$name"); note "$name" "FAILED: $(tail -1 "$logs/$name.log")"; fi
+}
+if wanted engine; then
+  if timeout 120 "$(find_program engine_gpu_tests)" >"$logs/engine.log" 2>&1; then note engine "$(grep -c '^\[       OK' "$logs/engine.log") passed"
+  else failed+=(engine); note engine "FAILED: $(grep -m3 'Failure' -A12 "$logs/engine.log" | head -30)"; fi
+fi
+if wanted latency; then
+  run_latency llama-2-7b llama-2-7b --batch-size 1,8,16,32 --input-len 64 --output-len 256 --baseline dense --breakdown
+  run_latency opt-13b opt-13b --batch-size 1,8,16,32 --input-len 64 --output-len 256 --baseline dense --breakdown
+  run_latency opt-30b opt-30b --batch-size 8 --input-len 64 --output-len 256 --baseline dense
+  run_latency opt-13b_length256 opt-13b --batch-size 16 --input-len 64 --output-len 192 --baseline dense
+  run_latency llama-2-7b_prompt2048 llama-2-7b --batch-size 1 --input-len 2048 --output-len 16 --baseline dense
+fi
+
 echo "== geometric mean of the speed-up over the better cuBLAS, by kernel, n and sparsity =="
 python3 - "$out" <<'PY' | tee "$out/summary.txt"
 import glob, json, math, os, sys
 for path in sorted(glob.glob(os.path.join(sys.argv[1], "*.json"))):
     groups = {}
     worst = 0
-    for r in json.load(open(path))["rows"]:
+    rows = [r for r in json.load(open(path)).get("rows", []) if "kernel" in r]
+    if not rows:
+        continue
+    for r in rows:
         groups.setdefault((r["kernel"], r["n"]), {}).setdefault(r["sparsity"], []).append(r["speedup"])
         worst = max(worst, r["rel_error"])
     print(f"{os.path.basename(path)}: largest relative error {worst:.1e}")
