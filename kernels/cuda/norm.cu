@@ -1,10 +1,13 @@
 // add_norm: residual addition, then RMS or layer norm. One block a token.
 //
-// The row stays in registers between the three passes (addition, mean, mean square), 8 values (16 bytes) a
-// vector and up to kVectors of them a thread, so memory sees each input once: 2 (+ 2 with delta) bytes read
-// and 2 (+ 2) written an element. Rows that cannot be read 16 bytes at a time take a kernel that reads them
-// again in each pass. Statistics are fp32, of the rounded h, the variance around the mean in a pass of its
-// own, as the CPU does it.
+// The row stays in registers, 8 values (16 bytes) a vector and up to kVectors of them a thread, so memory
+// sees each input once: 2 (+ 2 with delta) bytes read and 2 (+ 2) written an element. Gain and bias, which no
+// op writes, are fetched before the wait for the kernel that makes the row: in a decode step they come from
+// far away. Rows that cannot be read 16 bytes at a time take a kernel that reads them again in each pass.
+//
+// Statistics are fp32, of the rounded h, and cost one barrier: a warp takes its mean, then the squares around
+// that mean, and the warps' are merged (Chan, Golub, LeVeque 1979), which is as exact as a pass around the
+// row's mean.
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
 
@@ -52,20 +55,79 @@ __device__ inline Vec8 pack(const float (&x)[kVec]) {
   return v;
 }
 
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+  return x;
+}
+
+/// Mean and mean square around it; for RMS norm the mean is taken as 0.
+struct Moments {
+  float mean, variance;
+};
+
+/// Of a row of d elements spread over the block; a thread has `count` vectors of it. The same on every
+/// thread.
+template <int kVectors>
+__device__ Moments row_moments(const float (&x)[kVectors][kVec], int count, int d, bool layer) {
+  __shared__ float sums[kMaxThreads / 32], squares[kMaxThreads / 32], sizes[kMaxThreads / 32];
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, warps = int(blockDim.x) / 32;
+  const float own = warp_sum(float(count * kVec));  // elements of the warp
+  float sum = 0, mean = 0;
+  if (layer) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i)
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) sum += i < count ? x[i][j] : 0.0f;
+    sum = warp_sum(sum);
+    mean = own > 0 ? sum / own : 0.0f;
+  }
+  float square = 0;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i)
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) square += i < count ? (x[i][j] - mean) * (x[i][j] - mean) : 0.0f;
+  square = warp_sum(square);
+  if (lane == 0) {
+    sums[warp] = sum;
+    squares[warp] = square;
+    sizes[warp] = own;
+  }
+  __syncthreads();  // all warps' sums are there
+  const bool has = lane < warps;
+  const float warp_total = has ? sums[lane] : 0.0f, size = has ? sizes[lane] : 0.0f;
+  Moments row{layer ? warp_sum(warp_total) / float(d) : 0.0f, has ? squares[lane] : 0.0f};
+  if (layer && size > 0) {
+    const float distance = warp_total / size - row.mean;
+    row.variance += size * distance * distance;
+  }
+  row.variance = warp_sum(row.variance) / float(d);
+  return row;
+}
+
 template <int kVectors>
 __global__ void add_norm_kernel(NormTask t) {
   let_successor_start();
-  wait_for_predecessor();
   const int vectors = t.d / kVec;
-  Vec8* h = reinterpret_cast<Vec8*>(t.h + int64_t{blockIdx.x} * t.d);
-  const Vec8* delta = reinterpret_cast<const Vec8*>(t.delta ? t.delta + int64_t{blockIdx.x} * t.d : nullptr);
   const auto index = [](int i) { return i * int(blockDim.x) + int(threadIdx.x); };
-  float x[kVectors][kVec];
-  float sum = 0;
+  Vec8 gains[kVectors], biases[kVectors];
+  int count = 0;
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     if (index(i) >= vectors) continue;
-    unpack(h[index(i)], x[i]);
+    ++count;
+    if (t.out && t.gain) gains[i] = reinterpret_cast<const Vec8*>(t.gain)[index(i)];
+    if (t.out && t.bias) biases[i] = reinterpret_cast<const Vec8*>(t.bias)[index(i)];
+  }
+  wait_for_predecessor();
+  Vec8* h = reinterpret_cast<Vec8*>(t.h + int64_t{blockIdx.x} * t.d);
+  const Vec8* delta = reinterpret_cast<const Vec8*>(t.delta ? t.delta + int64_t{blockIdx.x} * t.d : nullptr);
+  float x[kVectors][kVec] = {};
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if (index(i) >= vectors) continue;
+    const Vec8 before = h[index(i)];
+    unpack(before, x[i]);
     if (delta) {
       float y[kVec];
       unpack(delta[index(i)], y);
@@ -75,32 +137,20 @@ __global__ void add_norm_kernel(NormTask t) {
       h[index(i)] = rounded;
       unpack(rounded, x[i]);
     }
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) sum += x[i][j];
   }
   if (!t.out) return;
-  const float center = t.layer ? block_sum(sum) / float(t.d) : 0.0f;
-  float squares = 0;
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    if (index(i) >= vectors) continue;
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) {
-      x[i][j] -= center;
-      squares += x[i][j] * x[i][j];
-    }
-  }
-  const float scale = 1.0f / sqrtf(block_sum(squares) / float(t.d) + t.eps);
+  const Moments row = row_moments(x, count, t.d, t.layer);
+  const float scale = 1.0f / sqrtf(row.variance + t.eps);
   Vec8* out = reinterpret_cast<Vec8*>(t.out + int64_t{blockIdx.x} * t.d);
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     if (index(i) >= vectors) continue;
     float gain[kVec], bias[kVec];
-    if (t.gain) unpack(reinterpret_cast<const Vec8*>(t.gain)[index(i)], gain);
-    if (t.bias) unpack(reinterpret_cast<const Vec8*>(t.bias)[index(i)], bias);
+    unpack(gains[i], gain);
+    unpack(biases[i], bias);
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      const float y = x[i][j] * scale;
+      const float y = (x[i][j] - row.mean) * scale;
       x[i][j] = (t.gain ? y * gain[j] : y) + (t.bias ? bias[j] : 0.0f);
     }
     out[index(i)] = pack(x[i]);
