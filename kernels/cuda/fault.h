@@ -9,8 +9,6 @@ namespace spinfer::cuda {
 enum class FaultKind : int32_t {
   none,
   embed_id,      ///< value: the row asked for; limit: rows of the table
-  nan_logits,    ///< row
-  bad_maximum,   ///< row: the maximum is not finite
   seen_token,    ///< value: the id; limit: the vocabulary
   target_token,  ///< value: the id; limit: the vocabulary
 };

@@ -36,6 +36,7 @@ struct LaunchShape {
   dim3 grid;
   dim3 block;
   size_t shared_bytes = 0;  ///< dynamic
+  int cluster = 1;          ///< blocks of a cluster, along x (sm_90)
 };
 
 /// `name` is for error messages. Nothing is launched where the grid is empty.
@@ -43,16 +44,18 @@ template <class... Params, class... Args>
 void launch(const Context& context, const char* name, void (*kernel)(Params...), const LaunchShape& shape,
             Args&&... args) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {unsigned(shape.cluster), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = context.stream();
-  config.attrs = &early;
-  config.numAttrs = context.facts().compute_capability >= 90 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = context.facts().compute_capability < 90 ? 0 : shape.cluster > 1 ? 2 : 1;
   check_call(cudaLaunchKernelEx(&config, kernel, Params(std::forward<Args>(args))...), name, __FILE__,
              __LINE__);
 }

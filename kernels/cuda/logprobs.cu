@@ -1,9 +1,9 @@
-// logprobs: log-softmax of chosen tokens and of the most probable ones. One block a row: two passes over the
-// logits, and one for each listed token. Bound by one SM's L2 bandwidth a row (128k logits: about 5 µs a
-// pass).
+// logprobs: log-softmax of chosen tokens and of the most probable ones. One cluster (vocabulary.cuh) a row:
+// two passes over the logits, and one for each listed token.
 #include <cmath>
 
 #include "kernels/check.h"
+#include "kernels/cuda/fault.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/op_state.h"
 #include "kernels/cuda/ops.h"
@@ -12,49 +12,72 @@
 namespace spinfer::cuda {
 namespace {
 
+/// What a row that cannot be sampled gets.
+__device__ void mark_unusable(const LogprobsArgs& a, int64_t row) {
+  if (a.targets && a.target_logprobs) a.target_logprobs[row] = NAN;
+  for (int place = 0; place < a.top; ++place) {
+    a.top_ids[row * a.top + place] = place;
+    a.top_logprobs[row * a.top + place] = NAN;
+  }
+}
+
 __global__ void __launch_bounds__(kRowThreads) logprobs_kernel(LogprobsArgs a, Fault* fault) {
+  extern __shared__ __align__(16) float part_copy[];
+  __shared__ uint64_t exchange[2];
   let_successor_start();
   wait_for_predecessor();
-  const int64_t row = blockIdx.x;
+  RowTeam team(exchange);
+  const int64_t row = blockIdx.y;
   const float* logits = a.logits + row * a.vocab;
-  const uint64_t best = best_or_fault(logits, a.vocab, fault);
-  if (best == 0) return;
-  const float max = logits[id_of_rank(best)];
+  RowPart part = part_of(logits, a.vocab, team);
+  float* copy = team.blocks() > 1 ? part_copy : nullptr;
+  const uint64_t best = team.reduce(read_part(part, copy), Largest());  // its barriers make the copy visible
+  if (copy) part.values = copy;
+  if (!usable(best)) {
+    if (team.leads()) mark_unusable(a, row);
+    team.meet();  // nobody leaves while its shared memory is read
+    return;
+  }
+  const float max = logit_of_rank(best);
   float sum = 0;
-  for_each(logits, 0, a.vocab, [&](int, float x) { sum += expf(x - max); });
-  const double log_sum = log(block_reduce(double(sum), [](double x, double y) { return x + y; }));
-  const auto logprob = [&](int id) { return float(double(logits[id]) - double(max) - log_sum); };
+  part.for_each([&](int, float x) { sum += expf(x - max); });
+  const double log_sum = log(team.reduce(double(sum), Sum()));
+  const auto logprob = [&](float logit) { return float(double(logit) - double(max) - log_sum); };
 
-  if (a.targets && a.target_logprobs && threadIdx.x == 0) {
+  if (a.targets && a.target_logprobs && team.leads()) {
     const int target = a.targets[row];
     if (target >= a.vocab) raise_fault(fault, FaultKind::target_token, int(row), target, a.vocab);
-    a.target_logprobs[row] = target < 0 || target >= a.vocab ? 0.0f : logprob(target);
+    a.target_logprobs[row] = target < 0 || target >= a.vocab ? 0.0f : logprob(logits[target]);
   }
   uint64_t rank = best;
   for (int place = 0; place < a.top; ++place) {
     if (place > 0) {  // the best of those after the last one
       uint64_t next = 0;
-      for_each(logits, 0, a.vocab, [&](int i, float x) {
+      part.for_each([&](int i, float x) {
         const uint64_t candidate = rank_of(x, i);
         if (candidate < rank && candidate > next) next = candidate;
       });
-      rank = block_reduce(next, [](uint64_t x, uint64_t y) { return x > y ? x : y; });
+      rank = team.reduce(next, Largest());
     }
-    if (threadIdx.x == 0) {
+    if (team.leads()) {
       a.top_ids[row * a.top + place] = id_of_rank(rank);
-      a.top_logprobs[row * a.top + place] = logprob(id_of_rank(rank));
+      a.top_logprobs[row * a.top + place] = logprob(logit_of_rank(rank));
     }
   }
+  team.meet();  // nobody leaves while its shared memory is read
 }
 
 }  // namespace
 
 void logprobs(DeviceContext& opaque, const LogprobsArgs& a) {
   check(a.top >= 0 && a.top <= a.vocab, "logprobs: top {} must be 0…{}, the vocabulary", a.top, a.vocab);
+  check(a.vocab <= kMaxRowVocab, "logprobs: a vocabulary of {}: must be at most {}", a.vocab, kMaxRowVocab);
   Context& context = context_of(opaque);
   context.activate();
-  launch(context, "logprobs", logprobs_kernel, {dim3(unsigned(a.n)), dim3(kRowThreads)}, a,
-         context.op_state().fault());
+  const LaunchShape shape = row_launch(context.facts(), a.n, a.vocab);
+  SPINFER_CUDA_CHECK(cudaFuncSetAttribute(logprobs_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          int(shape.shared_bytes)));
+  launch(context, "logprobs", logprobs_kernel, shape, a, context.op_state().fault());
 }
 
 }  // namespace spinfer::cuda

@@ -13,11 +13,6 @@ void throw_fault(const Fault& fault) {
   switch (fault.kind) {
     case FaultKind::embed_id:
       fail("embed: row {} (id and offset) is outside the table of {} rows", fault.value, fault.limit);
-    case FaultKind::nan_logits:
-      fail("logits of row {} hold NaN: the model's weights or activations are damaged or overflow",
-           fault.row);
-    case FaultKind::bad_maximum:
-      fail("logits of row {} have an infinite maximum: it must be finite", fault.row);
     case FaultKind::seen_token:
       fail("sample: seen token {} is outside the vocabulary of {}", fault.value, fault.limit);
     case FaultKind::target_token:

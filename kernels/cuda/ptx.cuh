@@ -41,4 +41,40 @@ __device__ inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/// An 8×8 matrix of halves spread over the warp, row l / 4, columns 2·(l % 4) and the next in lane l,
+/// transposed.
+__device__ inline uint32_t transpose_8x8(uint32_t pair) {
+  uint32_t transposed;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+  return transposed;
+}
+
+/// 2^x to 2 units in the last place; 0 for −∞, subnormal results are 0.
+__device__ inline float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// All threads of the block's cluster (of the block where it has none); what they wrote before is seen after.
+__device__ inline void cluster_meet() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
+#else
+  __syncthreads();
+#endif
+}
+/// The same shared variable in block `rank` of the cluster.
+template <class T>
+__device__ inline const T* in_block(const T* shared, int rank) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  const T* remote;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(remote) : "l"(shared), "r"(rank));
+  return remote;
+#else
+  return rank == 0 ? shared : nullptr;
+#endif
+}
+
 }  // namespace spinfer::cuda::ptx

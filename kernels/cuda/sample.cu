@@ -1,19 +1,17 @@
 // Sampling on the device: the order of steps, ties and the draw are specified at SampleRow (kernels/ops.h).
-// One block a row, one id out.
+// One cluster (vocabulary.cuh) a row, one id out.
 //
 // Tokens have a total order (logit, then lower id), kept in one integer, their rank; top-k and top-p keep the
 // tokens down to some rank, the cut. A cut is found exactly: a histogram over the distance from the maximum
-// says in which bin it lies, the ranks of that bin are sorted in shared memory. Weights are summed as
-// integers of 2⁻⁴¹, so no sum depends on the order of threads; against the CPU's double sums that moves a
-// boundary by less than exp's own rounding.
-// Passes over the row: 1 greedy; 2 plain; 2 more for top-k, 2 more for top-p.
-//
-// Measured on an H200, 16 rows: 32,000 logits 6.8 µs greedy, 36 µs with top-k and top-p; 128,256 logits 19
-// and 114 µs.
+// says in which bin it lies, the ranks of that bin are sorted in shared memory. Every block of the cluster
+// adds up all blocks' histograms and sorts all their lists itself, which needs fewer meetings than to share a
+// result. Weights are summed as integers of 2⁻⁴¹, so no sum depends on the order of threads; against the
+// CPU's double sums that moves a boundary by less than exp's own rounding.
 #include <cmath>
 #include <cub/block/block_scan.cuh>
 
 #include "kernels/check.h"
+#include "kernels/cuda/fault.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/op_state.h"
 #include "kernels/cuda/ops.h"
@@ -23,31 +21,33 @@ namespace spinfer::cuda {
 namespace {
 
 constexpr int kBins = kRowThreads;
-constexpr float kBinsPerNat = 32;  // 1024 bins reach e⁻³² below the maximum; what lies lower shares the last
-constexpr int kListed = 2 * kRowThreads;
+constexpr float kBinsPerNat = 16;  // 512 bins reach e⁻³² below the maximum; what lies lower shares the last
+constexpr int kListedEach = 4;     // by a thread
+constexpr int kListed = kListedEach * kRowThreads;
 constexpr int kLimbs = 3, kLimbBits = 14;
-constexpr float kOne = 0x1p41f;     // a weight of 1, in kLimbs limbs
-constexpr int kMaxVocab = 1 << 18;  // limbs of so many tokens add up to less than 2³²
+constexpr float kOne = 0x1p41f;  // a weight of 1, in kLimbs limbs
+// Limbs of a whole vocabulary add up to less than 2³².
+static_assert(uint64_t{kMaxRowVocab} << kLimbBits <= uint64_t{1} << 32);
 
 using BlockScan = cub::BlockScan<uint64_t, kRowThreads, cub::BLOCK_SCAN_WARP_SCANS>;
 
 struct SampleShared {
-  uint32_t bins[kLimbs][kBins];
-  uint64_t listed[kListed];
+  uint32_t bins[kLimbs][kBins];  ///< of this block's part
+  uint64_t own[kListed];         ///< ranks in the bin looked for, of this block's part
+  uint32_t count;                ///< of them
+  uint64_t listed[kListed];      ///< all blocks'
   BlockScan::TempStorage scan;
-  uint32_t count;
+  uint64_t exchange[2];
   int bin;
   uint64_t above;
   uint64_t cut;
   uint64_t below;
   int segment;
-  int id;
 };
 
 /// The logits of one row with what turns them into weights.
 struct Row {
-  const float* logits;
-  int vocab;
+  RowPart part;
   float max;
   float temperature;
   uint64_t best;  ///< rank of the most probable token
@@ -55,10 +55,6 @@ struct Row {
   __device__ float weight(float logit) const { return expf((logit - max) / temperature); }
   __device__ static uint64_t fixed(float weight) { return __float2ull_rz(weight * kOne); }
   __device__ int bin(float logit) const { return min(kBins - 1, int((max - logit) * kBinsPerNat)); }
-};
-
-struct Add {
-  __device__ uint64_t operator()(uint64_t a, uint64_t b) const { return a + b; }
 };
 
 /// Sorts s.listed[0, count) by falling rank: a bitonic network over the next power of two, filled up with
@@ -70,13 +66,14 @@ __device__ void sort_listed(SampleShared& s, int count) {
   for (int width = 2; width <= size; width *= 2) {
     for (int step = width / 2; step > 0; step /= 2) {
       __syncthreads();  // the step before has written what this one reads
-      const int i = int(threadIdx.x) / step * 2 * step + int(threadIdx.x) % step;
-      if (i + step >= size) continue;
-      const uint64_t a = s.listed[i], b = s.listed[i + step];
-      const bool falling = (i & width) == 0;
-      if ((a < b) == falling) {
-        s.listed[i] = b;
-        s.listed[i + step] = a;
+      for (int pair = int(threadIdx.x); pair < size / 2; pair += kRowThreads) {
+        const int i = pair / step * 2 * step + pair % step;
+        const uint64_t a = s.listed[i], b = s.listed[i + step];
+        const bool falling = (i & width) == 0;
+        if ((a < b) == falling) {
+          s.listed[i] = b;
+          s.listed[i + step] = a;
+        }
       }
     }
   }
@@ -85,15 +82,15 @@ __device__ void sort_listed(SampleShared& s, int count) {
 
 /// The cut where one bin holds more tokens than the list: bisection over ranks, one pass each.
 template <class Measure>
-__device__ uint64_t bisect_cut(const Row& row, uint64_t need, const Measure& measure) {
+__device__ uint64_t bisect_cut(RowTeam& team, const Row& row, uint64_t need, const Measure& measure) {
   uint64_t low = 0, high = row.best;  // the sum down to `low` reaches need; the cut is in [low, high]
   while (low < high) {
     const uint64_t middle = high - (high - low) / 2;
     uint64_t sum = 0;
-    for_each(row.logits, 0, row.vocab, [&](int i, float x) {
+    row.part.for_each([&](int i, float x) {
       if (rank_of(x, i) >= middle) sum += measure(i, x);
     });
-    if (block_reduce(sum, Add()) >= need) {
+    if (team.reduce(sum, Sum()) >= need) {
       low = middle;
     } else {
       high = middle - 1;
@@ -102,14 +99,13 @@ __device__ uint64_t bisect_cut(const Row& row, uint64_t need, const Measure& mea
   return low;
 }
 
-/// The rank of the last token of the shortest prefix, in falling rank, whose measures sum to need_of(total).
-template <class Measure, class NeedOf>
-__device__ uint64_t find_cut(SampleShared& s, const Row& row, const Measure& measure, const NeedOf& need_of) {
-  __syncthreads();  // an earlier call's results have been read
+/// Adds the measures of this block's part to its bins.
+template <class Measure>
+__device__ void fill_bins(SampleShared& s, const Row& row, const Measure& measure) {
   for (int limb = 0; limb < kLimbs; ++limb) s.bins[limb][threadIdx.x] = 0;
   if (threadIdx.x == 0) s.count = 0;
   __syncthreads();
-  for_each(row.logits, 0, row.vocab, [&](int i, float x) {
+  row.part.for_each([&](int i, float x) {
     const uint64_t m = measure(i, x);
     const int bin = row.bin(x);
 #pragma unroll
@@ -118,9 +114,33 @@ __device__ uint64_t find_cut(SampleShared& s, const Row& row, const Measure& mea
       if (part) atomicAdd(&s.bins[limb][bin], part);
     }
   });
-  __syncthreads();
+}
+
+/// Gathers all blocks' lists; returns how many ranks they hold, of which at most kListed were gathered.
+__device__ int gather_lists(SampleShared& s, const RowTeam& team) {
+  int count = 0;
+  for (int rank = 0; rank < team.blocks(); ++rank) {
+    const auto* other = ptx::in_block(&s, rank);
+    const int own = int(other->count);
+    for (int i = int(threadIdx.x); i < own && count + i < kListed; i += kRowThreads)
+      s.listed[count + i] = other->own[i];
+    count += own;
+  }
+  return count;
+}
+
+/// The rank of the last token of the shortest prefix, in falling rank, whose measures sum to need_of(total).
+template <class Measure, class NeedOf>
+__device__ uint64_t find_cut(SampleShared& s, RowTeam& team, const Row& row, const Measure& measure,
+                             const NeedOf& need_of) {
+  fill_bins(s, row, measure);
+  team.meet();  // all bins are filled
   uint64_t mine = 0, through, total;
-  for (int limb = 0; limb < kLimbs; ++limb) mine += uint64_t{s.bins[limb][threadIdx.x]} << (limb * kLimbBits);
+  for (int rank = 0; rank < team.blocks(); ++rank) {
+    const auto* other = ptx::in_block(&s, rank);
+    for (int limb = 0; limb < kLimbs; ++limb)
+      mine += uint64_t{other->bins[limb][threadIdx.x]} << (limb * kLimbBits);
+  }
   BlockScan(s.scan).InclusiveSum(mine, through, total);
   const uint64_t need = need_of(total);
   if (through >= need && through - mine < need) {  // one thread: need is in 1…total
@@ -129,24 +149,24 @@ __device__ uint64_t find_cut(SampleShared& s, const Row& row, const Measure& mea
   }
   __syncthreads();
   const int bin = s.bin;
-  for_each(row.logits, 0, row.vocab, [&](int i, float x) {
+  row.part.for_each([&](int i, float x) {
     if (row.bin(x) != bin || measure(i, x) == 0) return;
     const uint32_t place = atomicAdd(&s.count, 1u);
-    if (place < kListed) s.listed[place] = rank_of(x, i);
+    if (place < kListed) s.own[place] = rank_of(x, i);
   });
-  __syncthreads();
-  const int count = int(s.count);
-  if (count > kListed) return bisect_cut(row, need, measure);
+  team.meet();  // all lists are complete
+  const int count = gather_lists(s, team);
+  team.meet();  // and may be made anew
+  if (count > kListed) return bisect_cut(team, row, need, measure);
   sort_listed(s, count);
-  uint64_t measures[2] = {};
-  for (int j = 0; j < 2; ++j) {
-    const int i = 2 * int(threadIdx.x) + j;
-    if (i < count) measures[j] = measure(id_of_rank(s.listed[i]), row.logits[id_of_rank(s.listed[i])]);
+  uint64_t measures[kListedEach] = {}, sums[kListedEach];
+  for (int j = 0; j < kListedEach; ++j) {
+    const int i = kListedEach * int(threadIdx.x) + j;
+    if (i < count) measures[j] = measure(id_of_rank(s.listed[i]), logit_of_rank(s.listed[i]));
   }
-  uint64_t sums[2];
   BlockScan(s.scan).InclusiveSum(measures, sums);
-  for (int j = 0; j < 2; ++j) {
-    const int i = 2 * int(threadIdx.x) + j;
+  for (int j = 0; j < kListedEach; ++j) {
+    const int i = kListedEach * int(threadIdx.x) + j;
     const uint64_t sum = s.above + sums[j];
     if (i < count && sum >= need && sum - measures[j] < need) s.cut = s.listed[i];
   }
@@ -154,27 +174,21 @@ __device__ uint64_t find_cut(SampleShared& s, const Row& row, const Measure& mea
   return s.cut;
 }
 
-/// The first kept token, by id, whose running sum of weights exceeds u · their total.
+/// The first kept token of the part, by id, whose running sum of weights exceeds `target`; on one thread, −1
+/// on the others. The part's sum exceeds it.
 template <class Kept>
-__device__ int draw(SampleShared& s, const Row& row, float u, const Kept& kept) {
+__device__ int draw_in_part(SampleShared& s, const RowPart& part, uint64_t target, const Kept& kept) {
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  int begin = 0, end = row.vocab;
-  uint64_t target = 0;
-  bool first = true;
+  int begin = 0, end = part.count;
   // The range is cut into one segment a warp; the segment with the target is the next range.
-  while (end - begin > 32 || first) {
+  while (end - begin > 32) {
     const int segment = ((end - begin + kRowWarps - 1) / kRowWarps + 31) / 32 * 32;
     const int from = min(end, begin + warp * segment), to = min(end, from + segment);
     uint64_t sum = 0;
-    for (int i = from + lane; i < to; i += 32) sum += kept(i, row.logits[i]);
+    for (int i = from + lane; i < to; i += 32) sum += kept(part.first + i, part.values[i]);
     for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
     uint64_t before = 0, total = 0;
     BlockScan(s.scan).ExclusiveSum(lane == 0 ? sum : 0, before, total);
-    if (first) {  // u has 24 bits: floor(u · total) exactly
-      const uint64_t bits = uint64_t(u * 0x1p24f);
-      target = __umul64hi(total, bits) << 40 | (total * bits) >> 24;
-      first = false;
-    }
     if (lane == 0 && before <= target && before + sum > target) {
       s.segment = warp;
       s.below = before;
@@ -185,88 +199,132 @@ __device__ int draw(SampleShared& s, const Row& row, float u, const Kept& kept) 
     target -= s.below;
     __syncthreads();  // all have read the segment before it is found anew
   }
-  if (warp == 0) {
-    const int i = begin + lane;
-    const uint64_t mine = i < end ? kept(i, row.logits[i]) : 0;
-    uint64_t through = mine;
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const uint64_t other = __shfl_up_sync(~0u, through, offset);
-      if (lane >= offset) through += other;
-    }
-    if (through > target && through - mine <= target) s.id = i;
+  if (warp != 0) return -1;
+  const int i = begin + lane;
+  const uint64_t mine = i < end ? kept(part.first + i, part.values[i]) : 0;
+  uint64_t through = mine;
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const uint64_t other = __shfl_up_sync(~0u, through, offset);
+    if (lane >= offset) through += other;
   }
-  __syncthreads();
-  return s.id;
+  return through > target && through - mine <= target ? part.first + i : -1;
 }
 
-/// A copy of the row with the repetition penalty applied.
-__device__ const float* penalise(const SampleArgs& a, const SampleRow& config, const float* logits,
-                                 float* copy, Fault* fault) {
-  for_each(logits, 0, a.vocab, [&](int i, float x) { copy[i] = x; });
+/// The same over the whole row, for u · the sum of all kept weights.
+template <class Kept>
+__device__ int draw(SampleShared& s, RowTeam& team, const RowPart& part, float u, const Kept& kept) {
+  uint64_t mine = 0;
+  part.for_each([&](int i, float x) { mine += kept(i, x); });
+  mine = block_reduce(mine, Sum());
+  team.share(mine);
+  uint64_t total = 0, before = 0;
+  for (int rank = 0; rank < team.blocks(); ++rank) {
+    if (rank == team.rank()) before = total;
+    total += team.of<uint64_t>(rank);
+  }
+  const uint64_t bits = uint64_t(u * 0x1p24f);  // u has 24 bits: floor(u · total) exactly
+  const uint64_t target = __umul64hi(total, bits) << 40 | (total * bits) >> 24;
+  if (target < before || target >= before + mine) return -1;
+  return draw_in_part(s, part, target - before, kept);
+}
+
+/// Applies the repetition penalty to the part's copy.
+__device__ void penalise(const SampleArgs& a, const SampleRow& config, const RowPart& part, float* copy,
+                         Fault* fault) {
   __syncthreads();  // the copy is whole before any token is changed
   for (int i = config.seen_begin + int(threadIdx.x); i < config.seen_end; i += kRowThreads) {
-    const int id = a.seen[i];
+    const int id = a.seen[i], place = id - part.first;
     if (id < 0 || id >= a.vocab) {
-      raise_fault(fault, FaultKind::seen_token, int(blockIdx.x), id, a.vocab);
-      continue;
+      raise_fault(fault, FaultKind::seen_token, int(blockIdx.y), id, a.vocab);
+    } else if (place >= 0 && place < part.count) {
+      copy[place] =
+          copy[place] > 0 ? copy[place] / config.repeat_penalty : copy[place] * config.repeat_penalty;
     }
-    copy[id] = copy[id] > 0 ? copy[id] / config.repeat_penalty : copy[id] * config.repeat_penalty;
   }
   __syncthreads();
-  return copy;
 }
 
-__device__ int sample_row(SampleShared& s, const SampleRow& config, const Row& row) {
+/// The row's token, on one thread of the team; −1 on the others.
+__device__ int sample_row(SampleShared& s, RowTeam& team, const SampleRow& config, const Row& row,
+                          int vocab) {
   uint64_t cut = 0;
-  if (config.top_k > 0 && config.top_k < row.vocab) {
+  if (config.top_k > 0 && config.top_k < vocab) {
     cut = find_cut(
-        s, row, [](int, float) { return uint64_t{1}; }, [&](uint64_t) { return uint64_t(config.top_k); });
+        s, team, row, [](int, float) { return uint64_t{1}; },
+        [&](uint64_t) { return uint64_t(config.top_k); });
   }
   if (config.top_p < 1) {
     const auto kept = [&](int i, float x) {
       return rank_of(x, i) >= cut ? Row::fixed(row.weight(x)) : uint64_t{0};
     };
-    const uint64_t shortest = find_cut(s, row, kept, [&](uint64_t total) {
+    const uint64_t shortest = find_cut(s, team, row, kept, [&](uint64_t total) {
       const double need = ceil(double(config.top_p) * double(total));
       return need < 1 ? uint64_t{1} : min(total, uint64_t(need));
     });
     cut = max(cut, shortest);
   }
-  return draw(s, row, sample_uniform(config.seed, config.step), [&](int i, float x) {
+  return draw(s, team, row.part, sample_uniform(config.seed, config.step), [&](int i, float x) {
     if (rank_of(x, i) < cut) return uint64_t{0};
     const float weight = row.weight(x);
     return weight < config.min_p ? uint64_t{0} : Row::fixed(weight);
   });
 }
 
-/// `copies`: [n][vocab] where a row may have a penalty, else null.
+/// `copies`: [n][vocab] for penalised rows where a row has one block and a row may have a penalty, else null.
 __global__ void __launch_bounds__(kRowThreads) sample_kernel(SampleArgs a, float* copies, Fault* fault) {
+  extern __shared__ __align__(16) float part_copy[];
   __shared__ SampleShared s;
   let_successor_start();
   wait_for_predecessor();
-  const int64_t index = blockIdx.x;
+  RowTeam team(s.exchange);
+  const int64_t index = blockIdx.y;
   const SampleRow config = a.rows[index];
-  const float* logits = a.logits + index * a.vocab;
-  if (copies && config.repeat_penalty != 1.0f && config.seen_begin != config.seen_end)
-    logits = penalise(a, config, logits, copies + index * a.vocab, fault);
-  const uint64_t best = best_or_fault(logits, a.vocab, fault);
-  int id = best ? id_of_rank(best) : 0;
-  if (best && config.temperature != 0)
-    id = sample_row(s, config, {logits, a.vocab, logits[id], config.temperature, best});
-  if (threadIdx.x == 0) a.ids[index] = id;
+  RowPart part = part_of(a.logits + index * a.vocab, a.vocab, team);
+  const bool penalised = a.seen && config.repeat_penalty != 1.0f && config.seen_begin != config.seen_end;
+  float* copy = nullptr;
+  if (team.blocks() > 1) {
+    if (penalised || config.temperature != 0) copy = part_copy;
+  } else if (penalised) {
+    copy = copies + index * a.vocab;
+  }
+  uint64_t best = read_part(part, copy);
+  if (copy) {
+    part.values = copy;
+    if (penalised) {
+      penalise(a, config, part, copy, fault);
+      best = read_part(part, nullptr);
+    }
+  }
+  best = team.reduce(best, Largest());  // its barriers make the copy visible to the block
+  int id = -1;
+  bool found = team.leads();
+  if (!usable(best)) {
+    id = kNoToken;
+  } else if (config.temperature == 0) {
+    id = id_of_rank(best);
+  } else {
+    id = sample_row(s, team, config, {part, logit_of_rank(best), config.temperature, best}, a.vocab);
+    found = id >= 0;
+  }
+  if (found) a.ids[index] = id;
+  team.meet();  // nobody leaves while its shared memory is read
 }
 
 }  // namespace
 
 void sample(DeviceContext& opaque, const SampleArgs& a) {
   if (a.n == 0) return;
-  check(a.vocab >= 1 && a.vocab <= kMaxVocab, "sample: a vocabulary of {}: must be 1…{}", a.vocab, kMaxVocab);
+  check(a.vocab >= 1 && a.vocab <= kMaxRowVocab, "sample: a vocabulary of {}: must be 1…{}", a.vocab,
+        kMaxRowVocab);
   Context& context = context_of(opaque);
   context.activate();
+  const LaunchShape shape = row_launch(context.facts(), a.n, a.vocab);
+  SPINFER_CUDA_CHECK(cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          int(shape.shared_bytes)));
   float* copies = nullptr;
-  if (a.seen) copies = static_cast<float*>(context.workspace(size_t(a.n) * size_t(a.vocab) * sizeof(float)));
-  launch(context, "sample", sample_kernel, {dim3(unsigned(a.n)), dim3(kRowThreads)}, a, copies,
-         context.op_state().fault());
+  if (a.seen && shape.cluster == 1)
+    copies = static_cast<float*>(context.workspace(size_t(a.n) * size_t(a.vocab) * sizeof(float)));
+  launch(context, "sample", sample_kernel, shape, a, copies, context.op_state().fault());
 }
 
 }  // namespace spinfer::cuda
