@@ -80,6 +80,8 @@ struct RopeAppendArgs {
 /// Which tokens belong to which sequence. Token rows of a batch are grouped by sequence: sequence s owns rows
 /// [query_start[s], query_start[s+1]), which are its newest tokens; its cache holds context_len[s] tokens,
 /// these included.
+/// The arrays, and the cache of earlier tokens, are in place before the first op of a step is queued
+/// (`upload`, earlier steps): an op may read them while the op before it still runs.
 struct SequenceBatch {
   int count = 0;                         ///< sequences
   const int32_t* query_start = nullptr;  ///< [count + 1]
@@ -94,6 +96,9 @@ struct SequenceBatch {
 /// kv_heads).
 struct AttentionArgs {
   const Half* qkv;  ///< [n][(q_heads + 2·kv_heads)·head_dim]; only q is read, k and v come from the cache
+  /// Null, or what is to be done first, for the same tokens, qkv and cache: in one pass where that saves one.
+  /// Whether qkv holds the rotated values afterwards is left open.
+  const RopeAppendArgs* append = nullptr;
   SequenceBatch seqs;
   KvLayer kv;
   int n;

@@ -216,6 +216,7 @@ namespace spinfer::cpu {
 HWY_EXPORT(attend_item);
 
 void attention(DeviceContext& context, const AttentionArgs& a) {
+  if (a.append) rope_append(context, *a.append);
   check(a.head_dim >= 1 && a.head_dim <= kMaxHeadDim, "attention: head_dim {} must be 1…{}", a.head_dim,
         kMaxHeadDim);
   check(a.block_size >= 1 && a.block_size <= kMaxBlock, "attention: block size {} must be 1…{}", a.block_size,

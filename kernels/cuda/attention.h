@@ -1,13 +1,14 @@
-// The three attention kernels and who runs what.
+// The attention kernels and who runs what.
 //
-//   decode   sequences with one new token; the context split over blocks          head_dim % 8 = 0, ≤ 256
-//   prefill  sequences with several new tokens; tensor cores                      head_dim % 8 = 0, ≤ 128
-//   plain    what the others refuse: any head_dim ≤ 512, any block size           one warp a query head
+//   decode          sequences with one new token; the context split over blocks     head_dim % 8 = 0, ≤ 256
+//   prefill         sequences with several new tokens; mma.sync                     head_dim % 8 = 0, ≤ 128
+//   prefill_hopper  the same on sm_90a; wgmma                                       head_dim % 8 = 0, ≤ 128
+//   plain           what the others refuse: any head_dim ≤ 512, any block size      one warp a query head
 //
-// Which kernel serves a sequence depends on the sequence's own number of new tokens and on the model's shape
-// alone, and each kernel's sums have one order given by the position, so a token's result does not depend on
-// the batch. A prompt chunk of one token goes to `decode`, which keeps softmax weights in fp32 where
-// `prefill` rounds them to fp16: there the last bits differ from the same token inside a longer chunk.
+// With DeviceOptions::deterministic a token's result depends on its sequence alone: prefill serves all
+// chunks, and its sums have one order given by the position. Without, two things may change last bits: a
+// chunk of one token goes to decode, one of several to prefill, and decode cuts contexts into more parts
+// where few sequences run.
 #pragma once
 
 #include "kernels/cuda/context.h"
@@ -17,24 +18,27 @@ namespace spinfer::cuda {
 
 inline constexpr int kMaxHeadDim = 512;
 
-/// Tokens of context one decode block reads: fixed, so that a result never depends on the batch.
-inline constexpr int kDecodeSplit = 256;
+/// Keys a decode block takes at once.
+inline constexpr int kDecodeKeys = 64;
+
+/// Blocks that share a context in decode, a cluster: a power of two, at most 8, for `pairs` of (sequence, kv
+/// head). `max_context` may be a bound: a part without keys costs little.
+int decode_parts(const GpuFacts& facts, int64_t pairs, int max_context);
 
 struct AttentionPlan {
-  bool plain = false;  ///< run the plain kernel for the sequences the others leave
+  bool append = false;  ///< decode rotates and stores the newest tokens itself
+  bool plain = false;   ///< run the plain kernel for the sequences the others leave
   bool decode = false;
   bool prefill = false;
-  int splits = 1;              ///< decode blocks the longest context takes
-  size_t workspace_bytes = 0;  ///< partial results of decode, where splits > 1
 };
 /// Pure: what to launch. `vectorised` is whether q, k, v and out can be read 16 bytes at a time.
-AttentionPlan plan_attention(const AttentionArgs& args, bool vectorised);
+AttentionPlan plan_attention(const AttentionArgs& args, bool vectorised, bool deterministic);
 
 /// By value into kernels: AttentionArgs with device types.
 struct AttentionTask {
   const void* q;  ///< [n][q_heads + 2·kv_heads][head_dim] halves
-  const void* k;
-  const void* v;
+  void* k;
+  void* v;
   void* out;
   const int32_t* query_start;
   const int32_t* context_len;
@@ -44,9 +48,21 @@ struct AttentionTask {
   int min_queries, max_queries;  ///< sequences with another number of new tokens are left alone
 };
 
-void attention_decode(Context& context, const AttentionTask& task, int sequences, int splits,
-                      float* partials);
+/// All sequences of the arguments.
+AttentionTask attention_task(const AttentionArgs& args);
+
+/// What decode does with the newest tokens in the same pass (RopeAppendArgs); the cache is the task's.
+struct DecodeAppend {
+  const int32_t* positions = nullptr;  ///< null: nothing
+  const int32_t* slots = nullptr;
+  const float* inv_freq = nullptr;
+};
+void attention_decode(Context& context, const AttentionTask& task, const DecodeAppend& append, int sequences,
+                      int max_context);
 void attention_prefill(Context& context, const AttentionTask& task, int sequences, int max_query_len);
+/// `n`: tokens of the batch.
+void attention_prefill_hopper(Context& context, const AttentionTask& task, int sequences, int max_query_len,
+                              int n);
 void attention_plain(Context& context, const AttentionTask& task, int sequences, int max_query_len);
 
 }  // namespace spinfer::cuda

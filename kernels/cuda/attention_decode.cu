@@ -1,273 +1,503 @@
-// Decode attention: one new token a sequence over its paged context, split so that long contexts fill the
-// GPU.
+// Decode attention: one new token a sequence over its paged context, on tensor cores (mma.sync m16n8k16).
 //
-// Grid: (splits of kDecodeSplit tokens, kv heads × chunks of their q heads, sequences). A block of four warps
-// reads its split's K and V once for up to kHeads q heads of the kv head's group. Lanes: kLanes lanes hold
-// one key, 8 elements (16 bytes) each, so a warp's load covers 32/kLanes keys; kUnroll keys of K and of V a
-// lane are under way at once. A lane's keys are fixed by position: warp w takes rounds w, w + 4, … Each lane
-// group keeps an online softmax (maximum, sum, accumulators) in registers; groups of a warp are merged by
-// shuffles, warps through shared memory, splits by a second kernel, all in fixed order.
+// Grid: (parts, kv heads × chunks of kHeads of their q heads, sequences); the parts of a (sequence, kv head)
+// are a cluster (sm_90; elsewhere there is one part). Part r takes the keys [64·i, 64·i + 64) with i ≡ r
+// modulo the parts, each of its four warps 16 of them; where a part starts does not depend on the context, so
+// its first block ids are fetched beside the context's length. K and V are read once for the q heads of the
+// chunk: up to 8 of them are the columns of the products Sᵀ = K·Qᵀ and Oᵀ = Vᵀ·Pᵀ; missing ones are zero
+// columns, which cost nothing where memory is the limit.
+//
+// Shared memory: a ring of kStages stages a warp, a stage being the 16 rows of K or of V that a product
+// takes, copied (cp.async) as they lie in the cache, 512 bytes a warp and instruction: whole lines matter, K
+// in pieces of 64 bytes reached 3.0 TB/s. Rows have a pitch of an odd number of 16-byte units and the
+// product's row g is row 2·σ(g) of the stage, row g + 8 the next, which makes all fragment loads free of bank
+// conflicts:
+//   K  lane (g, q) = (lane / 4, lane % 4) loads units 4·c + q of rows g and g + 8; the four words of a unit
+//   are columns
+//      of two k16 steps. Q is loaded in the same order, so the sum over dims only runs in another order.
+//   V  lane (g, q) loads unit 8·j + g of rows 2q, 2q + 1, 2q + 8, 2q + 9. Pairing the words of two rows
+//   (prmt) gives
+//      the columns m16n8k16 wants, product rows g and g + 8 being neighbouring dims.
+//
+// The newest tokens may be rotated and stored in the same pass (DecodeAppend): every block rotates its q
+// heads as it loads them, and the warp that owns the newest key takes k and v from qkv, writes them to the
+// cache and over what was copied in their place. Then everything up to the first copies runs before the wait
+// for the kernel that makes qkv.
+//
+// A warp keeps an online softmax (maximum, sum, accumulators); warps are merged through shared memory, parts
+// through the cluster's, both in fixed order. Weights are rounded to fp16 for the second product.
 //
 // Memory: 4·head_dim bytes a key and kv head, read once.
-// Measured on an H200 (64 sequences of 2048 or 4096 tokens, head_dim 128, read bandwidth 4.65 TB/s): one q
-// head a kv head 4.24 TB/s (4.16 at head_dim 64, 3.61 at 80, where 6 of 16 lanes idle), 4 q heads 2.75, 8 q
-// heads 1.07 TB/s. Groups are bound by instructions (dot products and their shuffles), those of 8 by spilled
-// registers too: tensor cores are the way for them.
 //
-// Limits: head_dim a multiple of 8 up to 256, block size a power of two.
+// Limits: head_dim a multiple of 8 up to 256, block size a power of two, at least 16.
 #include <cuda_fp16.h>
 
 #include "kernels/check.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/rotate.cuh"
 
 namespace spinfer::cuda {
 namespace {
 
 constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * 32;
+constexpr int kHeads = 8;
+constexpr int kTile = 16;  // keys a warp takes at once
+static_assert(kWarps * kTile == kDecodeKeys);
 
-/// One q head's softmax so far: weights are exp2(score − max).
-struct Softmax {
-  float max = -INFINITY;
-  float sum = 0;
+/// Four words: 8 halves of one row.
+struct Words {
+  uint32_t w[4];
 };
 
 /// What to multiply sums by when the maximum grows from `from` to `to`; 0 where nothing was seen yet.
 __device__ inline float rescale_of(float from, float to) {
-  return from == -INFINITY ? 0.0f : exp2f(from - to);
+  return from == -INFINITY ? 0.0f : ptx::exp2_approx(from - to);
 }
 
-__device__ inline void unpack(const Vec8& v, float (&x)[kVec]) {
+__device__ inline uint32_t pack(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+/// The largest or the sum over the lanes with the same q.
+template <class Combine>
+__device__ inline float over_groups(float x, const Combine& combine) {
+#pragma unroll
+  for (int offset = 4; offset < 32; offset *= 2) x = combine(x, __shfl_xor_sync(~0u, x, offset));
+  return x;
+}
+
+/// σ: which pair of a stage's rows the product's rows g and g + 8 are. σ(g) and σ(g ^ 1) differ by 2 modulo
+/// 4, and the σ of even g, and of odd g, are 0, 1, 2, 3 modulo 4: both kinds of fragment loads touch all
+/// banks.
+__device__ inline int row_pair(int g) {
+  return (g & 4) | ((g & 1) << 1 ^ (g >> 1 & 1) ^ (g >> 1 & 2));
+}
+
+/// How a head size is served: head_dim ≤ kDim, or known to be kDim.
+template <int kDim, bool kExact>
+struct Shape {
+  static constexpr int kDims = kDim;
+  static constexpr int kChunks = (kDim + 31) / 32;              // units of a K row a lane loads
+  static constexpr int kPlanes = (kDim + 63) / 64;              // and of a V row
+  static constexpr int kCopies = (kDim / 8 * kTile + 31) / 32;  // units of a stage a lane copies
+  static constexpr int kPitch = kDim / 8 | 1;                   // units
+  static constexpr int kStages = kDim <= 64 ? 4 : 3;
+
+  __device__ static int units(const AttentionTask& t) { return kExact ? kDim / 8 : t.head_dim / 8; }
+};
+
+template <class Shape>
+using Stage = uint4[kTile * Shape::kPitch];
+
+/// Keys and values as one part reads them.
+struct Source {
+  uint4* k;  ///< of the kv head, in block 0
+  uint4* v;
+  const int32_t* blocks;
+  int max_blocks;
+  int block_stride;  ///< units of all kv heads of a block
+  int context;
+  int part, parts;
+};
+
+/// The newest token of a sequence, if it is to be rotated and stored.
+struct Newest {
+  bool given;
+  const uint4* k;  ///< of the kv head, in qkv
+  const uint4* v;
+  int slot;                ///< where to store them; < 0: nowhere
+  const float2* rotation;  ///< shared: cosine and sine of pair i; null: not rotated
+};
+
+/// Unit `unit` of a head of `units`, rotated if a rotation is given.
+__device__ inline uint4 load_rotated(const uint4* head, int unit, int units, const float2* rotation) {
+  const uint4 mine = head[unit];
+  if (!rotation) return mine;
+  const int half = units / 2;
+  const bool first = unit < half;
+  const uint4 other = head[first ? unit + half : unit - half];
+  const float2* angles = rotation + (first ? unit : unit - half) * kVec;
+  const auto* x = reinterpret_cast<const __half2*>(&mine);
+  const auto* y = reinterpret_cast<const __half2*>(&other);
+  Vec8 result;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float2 pair = __half22float2(v.pairs[i]);
-    x[2 * i] = pair.x;
-    x[2 * i + 1] = pair.y;
+    const float2 a = __half22float2(x[i]), b = __half22float2(y[i]);
+    const float2 low = angles[2 * i], high = angles[2 * i + 1];
+    result.pairs[i] = first ? __floats2half2_rn(rotated_first(a.x, b.x, low.x, low.y),
+                                                rotated_first(a.y, b.y, high.x, high.y))
+                            : __floats2half2_rn(rotated_second(b.x, a.x, low.x, low.y),
+                                                rotated_second(b.y, a.y, high.x, high.y));
+  }
+  return *reinterpret_cast<const uint4*>(&result);
+}
+
+/// One warp's softmax and accumulators over its keys. Columns are heads: a lane has heads 2q and 2q + 1.
+template <class Shape>
+class WarpState {
+ public:
+  float max[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {0, 0};  ///< of this lane's keys only, until the end
+  float acc[Shape::kPlanes][4][4] =
+      {};  ///< [plane][u]: dims 64·plane + 8·g + 2·u + {0, 0, 1, 1}, heads 2q + {0, 1}
+
+  __device__ WarpState(const AttentionTask& t, const Source& s, Stage<Shape>* stages)
+      : t_(t), s_(s), stages_(stages) {
+    block_id_ = fetch_block_ids(0);
+    tiles_ = first_key(0) < s_.context ? (s_.context - first_key(0) - 1) / step() + 1 : 0;
+  }
+
+  /// Starts the first copies.
+  __device__ void start() {
+    for (int i = 0; i < Shape::kStages - 1; ++i) fetch(i);
+  }
+
+  /// Takes in the warp's keys, after `start`. The warp that owns the newest stores it, if `stores`.
+  __device__ void attend(const uint4* queries, int heads, const Newest& newest, bool stores) {
+    load_query(queries, heads, newest.rotation);
+    const int units = Shape::units(t_), newest_key = s_.context - 1;
+    int newest_tile = -1;
+    uint4 new_k, new_v;
+    if (newest.given && newest_key >= first_key(0) && (newest_key - first_key(0)) % step() < kTile) {
+      newest_tile = (newest_key - first_key(0)) / step();
+      if (lane() < units) {
+        new_k = load_rotated(newest.k, lane(), units, newest.rotation);
+        new_v = newest.v[lane()];
+        if (stores && newest.slot >= 0) {
+          const int64_t offset = int64_t{newest.slot >> t_.block_shift} * s_.block_stride +
+                                 (newest.slot & (t_.block_size - 1)) * units + lane();
+          s_.k[offset] = new_k;
+          s_.v[offset] = new_v;
+        }
+      }
+    }
+    for (int tile = 0; tile < tiles_; ++tile) {
+      const int left = s_.context - first_key(tile);
+      float scores[4] = {};
+      advance(2 * tile);
+      if (tile == newest_tile) replace(stages_[2 * tile % Shape::kStages], left - 1, new_k);
+      multiply_queries(stages_[2 * tile % Shape::kStages], scores);
+      softmax(scores, t_.scale * 1.4426950408889634f, left);
+      advance(2 * tile + 1);
+      if (tile == newest_tile) replace(stages_[(2 * tile + 1) % Shape::kStages], left - 1, new_v);
+      multiply_values(stages_[(2 * tile + 1) % Shape::kStages], scores);
+    }
+    ptx::copy_async_wait<0>();
+  }
+
+ private:
+  const AttentionTask& t_;
+  const Source& s_;
+  Stage<Shape>* stages_;         ///< the warp's own
+  int tiles_;                    ///< of 16 keys, this warp's
+  int32_t block_id_;             ///< of the tile 32·i + lane
+  Words query_[Shape::kChunks];  ///< head g, units as in K's fragments
+
+  __device__ static int lane() { return int(threadIdx.x) % 32; }
+  __device__ static int g() { return lane() / 4; }
+  __device__ static int q() { return lane() % 4; }
+  __device__ int step() const { return s_.parts * kDecodeKeys; }
+  __device__ int first_key(int tile) const {
+    return tile * step() + s_.part * kDecodeKeys + int(threadIdx.x) / 32 * kTile;
+  }
+
+  __device__ int32_t fetch_block_ids(int tile) const {
+    const int index = first_key(tile + lane()) >> t_.block_shift;
+    return index < s_.max_blocks ? s_.blocks[index] : 0;
+  }
+
+  __device__ void load_query(const uint4* queries, int heads, const float2* rotation) {
+    const int units = Shape::units(t_);
+#pragma unroll
+    for (int c = 0; c < Shape::kChunks; ++c) {
+      const int unit = 4 * c + q();
+      uint4 words = make_uint4(0, 0, 0, 0);
+      if (g() < heads && unit < units) words = load_rotated(queries + g() * units, unit, units, rotation);
+      query_[c] = {{words.x, words.y, words.z, words.w}};
+    }
+  }
+
+  /// Row `row` of a stage becomes `unit`, a unit a lane.
+  __device__ void replace(Stage<Shape>& stage, int row, const uint4& unit) {
+    if (lane() < Shape::units(t_)) stage[row * Shape::kPitch + lane()] = unit;
+    __syncwarp();  // the row is whole before it is read
+  }
+
+  /// Starts the copy of stage `i`: K of tile i / 2, or V where i is odd. Rows past the context become zero
+  /// and are not read.
+  __device__ void fetch(int i) {
+    const int tile = i / 2;
+    if (tile < tiles_) {
+      if (tile > 0 && tile % 32 == 0 && i % 2 == 0) block_id_ = fetch_block_ids(tile);
+      const int64_t block = __shfl_sync(~0u, block_id_, tile % 32);
+      const int key = first_key(tile), units = Shape::units(t_), left = s_.context - key;
+      const uint4* source =
+          (i % 2 ? s_.v : s_.k) + block * s_.block_stride + (key & (t_.block_size - 1)) * units;
+      uint4* stage = stages_[i % Shape::kStages];
+#pragma unroll
+      for (int copy = 0; copy < Shape::kCopies; ++copy) {
+        const int unit = copy * 32 + lane(), row = unit / units;
+        if (row < kTile)
+          ptx::copy_async_16(&stage[row * Shape::kPitch + unit % units], source + unit, row < left ? 16 : 0);
+      }
+    }
+    ptx::copy_async_commit();
+  }
+
+  /// Waits for stage `i` and starts the copy that takes the place of the one read before.
+  __device__ void advance(int i) {
+    ptx::copy_async_wait<Shape::kStages - 2>();
+    __syncwarp();  // all lanes' copies have arrived, and all have read the stage that is overwritten next
+    fetch(i + Shape::kStages - 1);
+  }
+
+  __device__ static Words load(const Stage<Shape>& stage, int row, int unit, bool inside) {
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (inside) v = stage[row * Shape::kPitch + unit];
+    return {{v.x, v.y, v.z, v.w}};
+  }
+
+  /// scores: keys 2·σ(g) twice, the next one twice; heads 2q, 2q + 1.
+  __device__ void multiply_queries(const Stage<Shape>& stage, float (&scores)[4]) {
+    const int row = 2 * row_pair(g());
+#pragma unroll
+    for (int c = 0; c < Shape::kChunks; ++c) {
+      const bool inside = 4 * c + q() < Shape::units(t_);
+      const Words low = load(stage, row, 4 * c + q(), inside),
+                  high = load(stage, row + 1, 4 * c + q(), inside);
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        const uint32_t a[4] = {low.w[2 * step], high.w[2 * step], low.w[2 * step + 1], high.w[2 * step + 1]};
+        ptx::mma_16816(scores, a, query_[c].w[2 * step], query_[c].w[2 * step + 1]);
+      }
+    }
+  }
+
+  __device__ void multiply_values(const Stage<Shape>& stage, const float (&weights)[4]) {
+    const uint32_t b0 = ptx::transpose_8x8(pack(weights[0], weights[1]));
+    const uint32_t b1 = ptx::transpose_8x8(pack(weights[2], weights[3]));
+    const int even = 2 * row_pair(2 * q()), odd = 2 * row_pair(2 * q() + 1);
+#pragma unroll
+    for (int j = 0; j < Shape::kPlanes; ++j) {
+      const int unit = 8 * j + g();
+      const bool inside = unit < Shape::units(t_);
+      const Words v0 = load(stage, even, unit, inside), v1 = load(stage, odd, unit, inside),
+                  v8 = load(stage, even + 1, unit, inside), v9 = load(stage, odd + 1, unit, inside);
+#pragma unroll
+      for (int u = 0; u < 4; ++u) {
+        const uint32_t a[4] = {__byte_perm(v0.w[u], v1.w[u], 0x5410), __byte_perm(v0.w[u], v1.w[u], 0x7632),
+                               __byte_perm(v8.w[u], v9.w[u], 0x5410), __byte_perm(v8.w[u], v9.w[u], 0x7632)};
+        ptx::mma_16816(acc[j][u], a, b0, b1);
+      }
+    }
+  }
+
+  /// Scores become weights; keys from `left` on have none.
+  __device__ void softmax(float (&scores)[4], float scale, int left) {
+    const int key = 2 * row_pair(g());
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      // Rounded products, so that the largest minus the maximum is 0 exactly.
+      const float low = key < left ? __fmul_rn(scores[h], scale) : -INFINITY;
+      const float high = key + 1 < left ? __fmul_rn(scores[2 + h], scale) : -INFINITY;
+      // A tile holds at least one key, so the maximum is finite from the first one on.
+      const float largest =
+          fmaxf(max[h], over_groups(fmaxf(low, high), [](float a, float b) { return fmaxf(a, b); }));
+      const float rescale = rescale_of(max[h], largest);
+      max[h] = largest;
+      scores[h] = ptx::exp2_approx(low - largest);
+      scores[2 + h] = ptx::exp2_approx(high - largest);
+      sum[h] = sum[h] * rescale + (scores[h] + scores[2 + h]);
+#pragma unroll
+      for (int j = 0; j < Shape::kPlanes; ++j)
+#pragma unroll
+        for (int u = 0; u < 4; ++u) {
+          acc[j][u][h] *= rescale;
+          acc[j][u][2 + h] *= rescale;
+        }
+    }
+  }
+};
+
+/// Results to be merged: of a warp, or of a part.
+template <class Shape>
+struct Partial {
+  float acc[kHeads][Shape::kDims];
+  float max[kHeads];
+  float sum[kHeads];
+};
+
+template <class Shape>
+struct Shared {
+  union {
+    Stage<Shape> stages[kWarps][Shape::kStages];
+    Partial<Shape> warps[kWarps];  ///< when all warps are through
+  };
+  Partial<Shape> part;
+  float2 rotation[Shape::kDims / 2];  ///< of the newest token
+};
+
+template <class Shape>
+__device__ void leave(Partial<Shape>& partial, const WarpState<Shape>& state, int heads) {
+  const int g = int(threadIdx.x) % 32 / 4, q = int(threadIdx.x) % 4;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int head = 2 * q + h;
+    const float sum = over_groups(state.sum[h], [](float a, float b) { return a + b; });
+    if (head >= heads) continue;
+    if (g == 0) {
+      partial.max[head] = state.max[h];
+      partial.sum[head] = sum;
+    }
+#pragma unroll
+    for (int j = 0; j < Shape::kPlanes; ++j) {
+      if (64 * j + 8 * g >= Shape::kDims) continue;
+      float4* target = reinterpret_cast<float4*>(&partial.acc[head][64 * j + 8 * g]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        target[i] = make_float4(state.acc[j][2 * i][h], state.acc[j][2 * i][2 + h],
+                                state.acc[j][2 * i + 1][h], state.acc[j][2 * i + 1][2 + h]);
+    }
   }
 }
 
-__device__ inline void store(__half* out, const float (&x)[kVec], float factor) {
-  Vec8 v;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) v.pairs[i] = __floats2half2_rn(x[2 * i] * factor, x[2 * i + 1] * factor);
-  *reinterpret_cast<Vec8*>(out) = v;
+/// Four neighbouring accumulators of a head with its maximum and sum.
+struct Merged {
+  float4 acc = make_float4(0, 0, 0, 0);
+  float max = -INFINITY, sum = 0;
+};
+
+/// Adds `count` partials in order. `at(i)` is the i-th.
+template <class At>
+__device__ inline Merged merge(int count, int head, int dim, const At& at) {
+  Merged merged;
+#pragma unroll 4
+  for (int i = 0; i < count; ++i) merged.max = fmaxf(merged.max, at(i)->max[head]);
+#pragma unroll 4
+  for (int i = 0; i < count; ++i) {
+    const auto* partial = at(i);
+    const float factor = rescale_of(partial->max[head], merged.max);
+    const float4 x = *reinterpret_cast<const float4*>(&partial->acc[head][dim]);
+    merged.sum += partial->sum[head] * factor;
+    merged.acc.x += x.x * factor;
+    merged.acc.y += x.y * factor;
+    merged.acc.z += x.z * factor;
+    merged.acc.w += x.w * factor;
+  }
+  return merged;
 }
 
-/// Partial results: [sequence][split][q head] of head_dim accumulators, the maximum, the sum.
-__device__ inline float* partial_of(float* partials, const AttentionTask& t, int splits, int sequence,
-                                    int split, int head) {
-  return partials + ((int64_t{sequence} * splits + split) * t.q_heads + head) * (t.head_dim + 2);
-}
-
-template <int kLanes, int kHeads>
-__global__ void __launch_bounds__(kWarps * 32, kHeads >= 8   ? 3
-                                               : kHeads >= 4 ? 4
-                                                             : 6)
-    attention_decode_kernel(AttentionTask t, int head_chunks, float* partials) {
-  constexpr int kGroups = 32 / kLanes;          // keys a warp's load covers
-  constexpr int kUnroll = kHeads >= 8 ? 2 : 4;  // keys a lane has under way
-  constexpr int kRound = kGroups * kUnroll;     // keys a warp takes at once
-  constexpr float kLog2E = 1.4426950408889634f;
+template <class Shape>
+__global__ void __launch_bounds__(kThreads, Shape::kDims <= 128 ? 4 : 2)
+    attention_decode_kernel(AttentionTask t, DecodeAppend append, int head_chunks) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& shared = *reinterpret_cast<Shared<Shape>*>(memory);
   let_successor_start();
-  wait_for_predecessor();
-  const int sequence = int(blockIdx.z), split = int(blockIdx.x);
-  const int token = t.query_start[sequence];
-  if (t.query_start[sequence + 1] - token != 1) return;
-  const int context = t.context_len[sequence];
-  const int begin = split * kDecodeSplit, end = min(context, begin + kDecodeSplit);
-  if (begin >= end) return;
-
-  const int group = t.q_heads / t.kv_heads;
-  const int kv_head = int(blockIdx.y) / head_chunks;
+  // What is read before the wait is in place since before the step (SequenceBatch).
+  if (!append.positions) wait_for_predecessor();
+  const int sequence = int(blockIdx.z), parts = int(gridDim.x), part = int(blockIdx.x);
+  const int group = t.q_heads / t.kv_heads, kv_head = int(blockIdx.y) / head_chunks;
   const int first_head = kv_head * group + int(blockIdx.y) % head_chunks * kHeads;
   const int heads = min(kHeads, (kv_head + 1) * group - first_head);
-  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % kLanes;
-  const int key_in_load = int(threadIdx.x) % 32 / kLanes;
-  const bool holds = lane * kVec < t.head_dim;
-  const int32_t* blocks = t.block_table + int64_t{sequence} * t.max_blocks;
-
-  float query[kHeads][kVec], acc[kHeads][kVec];
-  Softmax softmax[kHeads];
-#pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    Vec8 q{};
-    if (holds && h < heads) {
-      const int64_t row = int64_t{token} * (t.q_heads + 2 * t.kv_heads) + first_head + h;
-      q = *reinterpret_cast<const Vec8*>(static_cast<const __half*>(t.q) + row * t.head_dim + lane * kVec);
-    }
-    unpack(q, query[h]);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      query[h][i] *= t.scale * kLog2E;
-      acc[h][i] = 0;
-    }
-  }
-
-  for (int round = begin + warp * kRound; round < end; round += kWarps * kRound) {
-    Vec8 keys[kUnroll], values[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int key = round + u * kGroups + key_in_load;
-      keys[u] = values[u] = Vec8{};
-      if (key >= end || !holds) continue;
-      const int64_t block = blocks[key >> t.block_shift];
-      const int64_t row = (block * t.kv_heads + kv_head) * t.block_size + (key & (t.block_size - 1));
-      const int64_t offset = row * t.head_dim + lane * kVec;
-      keys[u] = *reinterpret_cast<const Vec8*>(static_cast<const __half*>(t.k) + offset);
-      values[u] = *reinterpret_cast<const Vec8*>(static_cast<const __half*>(t.v) + offset);
-    }
-    float scores[kHeads][kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      float k[kVec];
-      unpack(keys[u], k);
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h) {
-        float dot = 0;
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) dot += query[h][i] * k[i];
-#pragma unroll
-        for (int offset = kLanes / 2; offset > 0; offset /= 2) dot += __shfl_xor_sync(~0u, dot, offset);
-        scores[h][u] = round + u * kGroups + key_in_load < end ? dot : -INFINITY;
-      }
-    }
-#pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      float max = softmax[h].max;
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) max = fmaxf(max, scores[h][u]);
-      const float rescale = rescale_of(softmax[h].max, max);
-      softmax[h].max = max;
-      softmax[h].sum *= rescale;
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) acc[h][i] *= rescale;
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        // A key past the end has −∞: its weight must be 0 also where the group has seen no key (max = −∞).
-        scores[h][u] = scores[h][u] == -INFINITY ? 0.0f : exp2f(scores[h][u] - max);
-        softmax[h].sum += scores[h][u];
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      float v[kVec];
-      unpack(values[u], v);
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h)
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) acc[h][i] += scores[h][u] * v[i];
-    }
-  }
-
-  // Merge: lane groups of a warp, then the warps through shared memory, in order.
-  __shared__ float merged_acc[kWarps][kLanes * kVec];
-  __shared__ Softmax merged[kWarps];
-#pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    if (h >= heads) break;
-#pragma unroll
-    for (int offset = kLanes; offset < 32; offset *= 2) {
-      const float other_max = __shfl_xor_sync(~0u, softmax[h].max, offset);
-      const float other_sum = __shfl_xor_sync(~0u, softmax[h].sum, offset);
-      const float max = fmaxf(softmax[h].max, other_max);
-      const float mine = rescale_of(softmax[h].max, max), others = rescale_of(other_max, max);
-      softmax[h] = {max, softmax[h].sum * mine + other_sum * others};
-#pragma unroll
-      for (int i = 0; i < kVec; ++i)
-        acc[h][i] = acc[h][i] * mine + __shfl_xor_sync(~0u, acc[h][i], offset) * others;
-    }
-    __syncthreads();  // warp 0 has read the head before
-    if (threadIdx.x % 32 < kLanes) {
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) merged_acc[warp][lane * kVec + i] = acc[h][i];
-      if (lane == 0) merged[warp] = softmax[h];
-    }
-    __syncthreads();
-    if (warp != 0 || threadIdx.x >= kLanes || !holds) continue;
-    Softmax total = merged[0];
-    for (int w = 1; w < kWarps; ++w) total.max = fmaxf(total.max, merged[w].max);
-    total.sum = 0;
-    float out[kVec] = {};
-    for (int w = 0; w < kWarps; ++w) {
-      const float factor = rescale_of(merged[w].max, total.max);
-      total.sum += merged[w].sum * factor;
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) out[i] += merged_acc[w][lane * kVec + i] * factor;
-    }
-    const int head = first_head + h;
-    if (context <= kDecodeSplit) {
-      __half* row = static_cast<__half*>(t.out) + (int64_t{token} * t.q_heads + head) * t.head_dim;
-      store(row + lane * kVec, out, 1.0f / total.sum);
-    } else {
-      float* partial = partial_of(partials, t, int(gridDim.x), sequence, split, head);
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) partial[lane * kVec + i] = out[i];
-      if (lane == 0) {
-        partial[t.head_dim] = total.max;
-        partial[t.head_dim + 1] = total.sum;
+  const int units = Shape::units(t), head_stride = t.block_size * units;
+  const Source source{static_cast<uint4*>(t.k) + kv_head * head_stride,
+                      static_cast<uint4*>(t.v) + kv_head * head_stride,
+                      t.block_table + int64_t{sequence} * t.max_blocks,
+                      t.max_blocks,
+                      t.kv_heads * head_stride,
+                      t.context_len[sequence],
+                      part,
+                      parts};
+  const int token = t.query_start[sequence], next = t.query_start[sequence + 1];
+  WarpState<Shape> state(t, source, shared.stages[threadIdx.x / 32]);
+  const bool idle = next - token != 1 || source.context <= 0;  // the whole cluster is
+  Newest newest{append.positions != nullptr, nullptr, nullptr, -1, nullptr};
+  if (!idle) {
+    state.start();
+    if (newest.given) {
+      newest.slot = append.slots[token];
+      if (append.inv_freq) {
+        newest.rotation = shared.rotation;
+        const float position = float(append.positions[token]);
+        for (int i = int(threadIdx.x); i < 4 * units; i += kThreads)
+          sincosf(position * append.inv_freq[i], &shared.rotation[i].y, &shared.rotation[i].x);
       }
     }
   }
-}
+  if (append.positions) wait_for_predecessor();
+  if (idle) return;
+  __syncthreads();  // the rotation is there
+  const uint4* row = static_cast<const uint4*>(t.q) + int64_t{token} * (t.q_heads + 2 * t.kv_heads) * units;
+  newest.k = row + (t.q_heads + kv_head) * units;
+  newest.v = newest.k + t.kv_heads * units;
+  state.attend(row + first_head * units, heads, newest, int(blockIdx.y) % head_chunks == 0);
+  __syncthreads();  // all warps are through with their stages
+  leave(shared.warps[threadIdx.x / 32], state, heads);
+  __syncthreads();  // the warps' results are there
 
-/// Adds the splits of one (sequence, q head), in order. Grid: (q heads, sequences).
-__global__ void attention_combine_kernel(AttentionTask t, int splits, float* partials) {
-  let_successor_start();
-  wait_for_predecessor();
-  const int sequence = int(blockIdx.y), head = int(blockIdx.x);
-  const int token = t.query_start[sequence], context = t.context_len[sequence];
-  if (t.query_start[sequence + 1] - token != 1 || context <= kDecodeSplit) return;
-  const int own = (context + kDecodeSplit - 1) / kDecodeSplit;
-  const int64_t stride = int64_t{t.q_heads} * (t.head_dim + 2);
-  const float* first = partial_of(partials, t, splits, sequence, 0, head);
-  float max = -INFINITY;
-  for (int s = 0; s < own; ++s) max = fmaxf(max, first[s * stride + t.head_dim]);
-  const int i = int(threadIdx.x);
-  if (i >= t.head_dim) return;
-  float acc = 0, sum = 0;
-  for (int s = 0; s < own; ++s) {
-    const float factor = rescale_of(first[s * stride + t.head_dim], max);
-    acc += first[s * stride + i] * factor;
-    sum += first[s * stride + t.head_dim + 1] * factor;
+  const auto store = [&](int head, int dim, const Merged& m) {
+    const float factor = 1.0f / m.sum;
+    *reinterpret_cast<uint2*>(static_cast<__half*>(t.out) +
+                              (int64_t{token} * t.q_heads + first_head + head) * (8 * units) + dim) =
+        make_uint2(pack(m.acc.x * factor, m.acc.y * factor), pack(m.acc.z * factor, m.acc.w * factor));
+  };
+  for (int i = int(threadIdx.x) * 4; i < heads * 8 * units; i += kThreads * 4) {
+    const int head = i / (8 * units), dim = i % (8 * units);
+    const Merged m = merge(kWarps, head, dim, [&](int w) { return &shared.warps[w]; });
+    if (parts == 1) {
+      store(head, dim, m);
+      continue;
+    }
+    *reinterpret_cast<float4*>(&shared.part.acc[head][dim]) = m.acc;
+    if (dim == 0) {
+      shared.part.max[head] = m.max;
+      shared.part.sum[head] = m.sum;
+    }
   }
-  static_cast<__half*>(t.out)[(int64_t{token} * t.q_heads + head) * t.head_dim + i] =
-      __float2half_rn(acc / sum);
+  if (parts == 1) return;
+  ptx::cluster_meet();  // all parts' results are there
+  for (int i = (part * kThreads + int(threadIdx.x)) * 4; i < heads * 8 * units; i += parts * kThreads * 4) {
+    const int head = i / (8 * units), dim = i % (8 * units);
+    store(head, dim, merge(parts, head, dim, [&](int p) { return ptx::in_block(&shared.part, p); }));
+  }
+  ptx::cluster_meet();  // nobody leaves while its results are read
 }
 
-template <int kLanes, int kHeads>
-void run(Context& context, const AttentionTask& task, int sequences, int splits, float* partials) {
-  const int chunks = (task.q_heads / task.kv_heads + kHeads - 1) / kHeads;
-  const dim3 grid(unsigned(splits), unsigned(task.kv_heads * chunks), unsigned(sequences));
-  launch(context, "attention_decode", attention_decode_kernel<kLanes, kHeads>, {grid, dim3(kWarps * 32)},
-         task, chunks, partials);
-}
-
-template <int kLanes>
-void run_group(Context& context, const AttentionTask& task, int sequences, int splits, float* partials) {
-  const int group = task.q_heads / task.kv_heads;
-  if (group == 1) return run<kLanes, 1>(context, task, sequences, splits, partials);
-  if (group <= 4 || kLanes > 16) return run<kLanes, 4>(context, task, sequences, splits, partials);
-  run<kLanes, kLanes <= 16 ? 8 : 4>(context, task, sequences, splits, partials);
+template <class Shape>
+void run(Context& context, const AttentionTask& task, const DecodeAppend& append, int sequences,
+         int max_context) {
+  const int chunks = (task.q_heads / task.kv_heads + kHeads - 1) / kHeads, pairs = task.kv_heads * chunks;
+  const int parts = decode_parts(context.facts(), int64_t{pairs} * sequences, max_context);
+  SPINFER_CUDA_CHECK(cudaFuncSetAttribute(attention_decode_kernel<Shape>,
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          int(sizeof(Shared<Shape>))));
+  LaunchShape shape{dim3(unsigned(parts), unsigned(pairs), unsigned(sequences)), dim3(kThreads),
+                    sizeof(Shared<Shape>)};
+  shape.cluster = parts;
+  launch(context, "attention_decode", attention_decode_kernel<Shape>, shape, task, append, chunks);
 }
 
 }  // namespace
 
-void attention_decode(Context& context, const AttentionTask& task, int sequences, int splits,
-                      float* partials) {
+void attention_decode(Context& context, const AttentionTask& task, const DecodeAppend& append, int sequences,
+                      int max_context) {
   check(sequences <= 65535, "attention: {} sequences in a batch: must be at most 65535", sequences);
-  if (task.head_dim <= 64) {
-    run_group<8>(context, task, sequences, splits, partials);
-  } else if (task.head_dim <= 128) {
-    run_group<16>(context, task, sequences, splits, partials);
-  } else {
-    run_group<32>(context, task, sequences, splits, partials);
+  switch (task.head_dim) {
+    case 64:
+      return run<Shape<64, true>>(context, task, append, sequences, max_context);
+    case 80:
+      return run<Shape<80, true>>(context, task, append, sequences, max_context);
+    case 96:
+      return run<Shape<96, true>>(context, task, append, sequences, max_context);
+    case 128:
+      return run<Shape<128, true>>(context, task, append, sequences, max_context);
   }
-  if (splits > 1) {
-    launch(
-        context, "attention_combine", attention_combine_kernel,
-        {dim3(unsigned(task.q_heads), unsigned(sequences)), dim3(unsigned((task.head_dim + 31) / 32 * 32))},
-        task, splits, partials);
-  }
+  if (task.head_dim <= 128) return run<Shape<128, false>>(context, task, append, sequences, max_context);
+  run<Shape<256, false>>(context, task, append, sequences, max_context);
 }
 
 }  // namespace spinfer::cuda

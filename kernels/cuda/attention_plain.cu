@@ -29,6 +29,7 @@ __global__ void __launch_bounds__(kWarps * 32) attention_plain_kernel(AttentionT
     return;
   const int64_t token = begin + int(blockIdx.x);
   const int seen = t.context_len[sequence] - queries + int(blockIdx.x) + 1;
+  if (seen <= 0) return;  // padding
   const int kv_head = head / (t.q_heads / t.kv_heads);
   const int32_t* blocks = t.block_table + int64_t{sequence} * t.max_blocks;
   const __half* q = static_cast<const __half*>(t.q) + (token * (t.q_heads + 2 * t.kv_heads) + head) * d;

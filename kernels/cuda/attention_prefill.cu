@@ -225,8 +225,9 @@ __global__ void __launch_bounds__(kThreads) attention_prefill_kernel(AttentionTa
   Block b;
   b.queries = t.query_start[sequence + 1] - begin;
   b.first_row = int(gridDim.x - 1 - blockIdx.x) * kRows;
-  if (b.queries < t.min_queries || b.queries > t.max_queries || b.first_row >= b.queries) return;
   b.context = t.context_len[sequence];
+  if (b.queries < t.min_queries || b.queries > t.max_queries || b.first_row >= b.queries || b.context <= 0)
+    return;
   b.kv_head = head / (t.q_heads / t.kv_heads);
   b.q_stride = int64_t{t.q_heads + 2 * t.kv_heads} * t.head_dim;
   b.q = static_cast<const __half*>(t.q) + begin * b.q_stride + int64_t{head} * t.head_dim;

@@ -7,6 +7,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/rotate.cuh"
 
 namespace spinfer::cuda {
 namespace {
@@ -33,13 +34,6 @@ struct RopeTask {
     return (is_k ? k : v) + row * head_dim;
   }
 };
-
-/// (a, b) rotated by the angle.
-__device__ inline void rotate(float& a, float& b, float cosine, float sine) {
-  const float x = a * cosine - b * sine;
-  b = b * cosine + a * sine;
-  a = x;
-}
 
 __global__ void rope_append_kernel(RopeTask t) {
   let_successor_start();

@@ -124,6 +124,33 @@ TEST_P(CpuAttention, NanInTheContextShows) {
   }
 }
 
+TEST_P(CpuAttention, AppendsTheNewestTokensFirst) {
+  Random random(9);
+  const Heads heads{4, 2, 16};
+  const Sequence s = random_sequence(random, heads, 40);
+  PagedBatch batch(random, heads, {{&s, 40, 1}, {&s, 17, 5}, {&s, 1, 1}});
+  std::vector<Half> unused;
+  AttentionArgs a = batch.args(0.3f, unused);
+  const NewestTokens tokens(random, a, batch.cache_size());
+  const auto run = [&](bool together) {
+    NewestTokens own = tokens;
+    auto out = nan_halves(size_t(a.n) * 64);
+    a.qkv = own.qkv.data();
+    a.kv = {own.k.data(), own.v.data()};
+    a.out = out.data();
+    const RopeAppendArgs append{
+        own.qkv.data(), own.positions.data(), own.slots.data(), own.inv_freq.data(), a.n,
+        a.q_heads,      a.kv_heads,           a.head_dim,       a.block_size,        a.kv};
+    a.append = together ? &append : nullptr;
+    if (!together) ops_.rope_append(context_, append);
+    ops_.attention(context_, a);
+    return std::tuple(out, own.k, own.v);
+  };
+  const auto apart = run(false);
+  EXPECT_EQ(run(true), apart);
+  for (const Half& x : std::get<0>(apart)) ASSERT_TRUE(std::isfinite(to_float(x)));
+}
+
 TEST_P(CpuAttention, EmptyBatchDoesNothing) {
   const int32_t start = 0;
   EXPECT_NO_THROW(ops_.attention(context_, {.qkv = nullptr,

@@ -105,7 +105,8 @@ struct PagedBatch {
     }
     const size_t q_width = size_t(heads_.q) * heads_.dim;
     for (int t = chunk.context - chunk.queries; t < chunk.context; ++t) {
-      const auto q = chunk.sequence->q.begin() + std::ptrdiff_t(t * q_width);
+      // A padding row (no context) has some query all the same.
+      const auto q = chunk.sequence->q.begin() + std::ptrdiff_t(size_t(std::max(t, 0)) * q_width);
       qkv_.insert(qkv_.end(), q, q + std::ptrdiff_t(q_width));
       qkv_.insert(qkv_.end(), size_t(2 * heads_.kv * heads_.dim), kNanHalf);  // k and v come from the cache
     }
@@ -118,6 +119,38 @@ struct PagedBatch {
   int max_blocks_ = 0;
   std::vector<int32_t> free_, query_start_, context_len_, table_;
   std::vector<Half> qkv_, k_, v_;
+};
+
+/// A batch's newest tokens before rope_append: k and v in qkv, nothing (NaN) in their slots of the cache.
+struct NewestTokens {
+  NewestTokens(Random& random, const AttentionArgs& a, size_t cache_size)
+      : qkv(a.qkv, a.qkv + size_t(a.n) * size_t((a.q_heads + 2 * a.kv_heads) * a.head_dim)),
+        k(a.kv.k, a.kv.k + cache_size),
+        v(a.kv.v, a.kv.v + cache_size) {
+    for (Half& x : qkv)
+      if (x == kNanHalf) x = to_half(random.gaussian());
+    for (int s = 0; s < a.seqs.count; ++s) {
+      const int begin = a.seqs.query_start[s], end = a.seqs.query_start[s + 1];
+      for (int token = begin; token < end; ++token) {
+        const int position = a.seqs.context_len[s] - (end - token);
+        const int block = a.seqs.block_table[s * a.seqs.max_blocks + position / a.block_size];
+        positions.push_back(position);
+        slots.push_back(block * a.block_size + position % a.block_size);
+        for (int head = 0; head < a.kv_heads; ++head) {
+          const size_t row = (size_t(block) * size_t(a.kv_heads) + size_t(head)) * size_t(a.block_size) +
+                             size_t(position % a.block_size);
+          std::fill_n(&k[row * size_t(a.head_dim)], a.head_dim, kNanHalf);
+          std::fill_n(&v[row * size_t(a.head_dim)], a.head_dim, kNanHalf);
+        }
+      }
+    }
+    for (int i = 0; i < a.head_dim / 2; ++i)
+      inv_freq.push_back(std::pow(10000.0f, -2.0f * float(i) / float(a.head_dim)));
+  }
+
+  std::vector<Half> qkv, k, v;
+  std::vector<int32_t> positions, slots;
+  std::vector<float> inv_freq;
 };
 
 /// [queries][q heads · dim] and the error bound of an fp32 evaluation.
