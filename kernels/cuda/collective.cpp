@@ -64,6 +64,7 @@ Group::Group(const std::vector<int>& ordinals) : ranks_(ordinals.size()) {
         if (status == ncclInProgress) std::this_thread::sleep_for(kPoll);
       }
     }
+    if (PeerGroup::reachable(ordinals)) peers_ = std::make_unique<const PeerGroup>(ordinals);
   } catch (...) {
     for (Rank& rank : ranks_) destroy(rank);
     throw;
@@ -174,6 +175,7 @@ void Group::abort(const char* cause) noexcept {
     }
     aborted_ = true;
   }
+  if (peers_) peers_->abort();
   for (Rank& rank : ranks_) destroy(rank);  // kernels waiting for another rank end
 }
 
@@ -201,6 +203,10 @@ void all_reduce(DeviceContext& opaque, Half* x, int64_t count) {
   Group& group = *state.group;
   const int world = group.world(), rank = state.rank;
   const cudaStream_t stream = context.stream();
+  if (group.peers() && PeerGroup::takes(x, count)) {
+    group.check_alive();
+    return group.peers()->sum(context, rank, x, count);
+  }
   const int64_t slice = (count + world - 1) / world;
   if (count * int64_t{sizeof(Half)} <= kSmallBytes) {
     auto* parts = static_cast<Half*>(context.workspace(size_t(world * count) * sizeof(Half)));

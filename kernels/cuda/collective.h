@@ -3,8 +3,9 @@
 //
 // Sums are made in rank order in fp32 and rounded once, as the contract says, which NCCL's own fp16
 // all-reduce does not: ranks exchange what they have and a kernel adds it up, so every rank holds the same
-// bits from run to run. Small tensors: every rank gets all parts and sums all of it (one exchange). Large
-// ones: rank r sums slice r and all gather the slices (two exchanges, the bytes of a ring).
+// bits from run to run. The tensors of a decode step go through peer memory where the GPUs have it
+// (peer_sum.h). Otherwise small tensors: every rank gets all parts by NCCL and sums all of it (one exchange);
+// large ones: rank r sums slice r and all gather the slices (two exchanges, the bytes of a ring).
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -12,6 +13,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <span>
 #include <string>
@@ -19,6 +21,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/nccl_library.h"
+#include "kernels/cuda/peer_sum.h"
 
 namespace spinfer::cuda {
 
@@ -33,6 +36,8 @@ class Group {
   Group& operator=(const Group&) = delete;
 
   int world() const { return int(ranks_.size()); }
+  /// Null where the GPUs cannot map each other's memory.
+  const PeerGroup* peers() const { return peers_.get(); }
 
   /// Runs `enqueue` with the rank's communicator and waits until NCCL has queued what it asked for. Throws
   /// `Error` if the group is or gets aborted or NCCL reports an error.
@@ -42,6 +47,8 @@ class Group {
   /// The number of columns every rank has, known after all ranks have come with theirs. Waits for them only
   /// when the own number is another than the last time.
   std::vector<int64_t> exchange_columns(int rank, int64_t columns);
+  /// Throws `Error` with the cause if the group was aborted.
+  void check_alive() const;
   /// Wakes all ranks; the first cause is kept.
   void abort(const char* cause) noexcept;
   /// The rank's communicator goes; its queued work must be done.
@@ -56,11 +63,11 @@ class Group {
     uint64_t columns_version = 0;  ///< how often this rank has come with new columns
   };
   void settle(Rank& rank, ncclResult_t status);
-  void check_alive() const;
   void destroy(Rank& rank) noexcept;
 
   NcclLibrary nccl_;
   std::vector<Rank> ranks_;
+  std::unique_ptr<const PeerGroup> peers_;
   std::atomic<bool> aborted_ = false;
   mutable std::mutex state_mutex_;  ///< of cause_ and the ranks' columns
   std::string cause_;

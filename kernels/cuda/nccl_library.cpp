@@ -41,6 +41,7 @@ NcclLibrary::NcclLibrary()
       group_start(find<decltype(ncclGroupStart)>("ncclGroupStart")),
       group_end(find<decltype(ncclGroupEnd)>("ncclGroupEnd")),
       all_gather(find<decltype(ncclAllGather)>("ncclAllGather")),
+      all_reduce(find<decltype(ncclAllReduce)>("ncclAllReduce")),
       send(find<decltype(ncclSend)>("ncclSend")),
       recv(find<decltype(ncclRecv)>("ncclRecv")),
       get_error_string(find<decltype(ncclGetErrorString)>("ncclGetErrorString")),

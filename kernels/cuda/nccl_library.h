@@ -29,6 +29,7 @@ class NcclLibrary {
   decltype(&ncclGroupStart) group_start;
   decltype(&ncclGroupEnd) group_end;
   decltype(&ncclAllGather) all_gather;
+  decltype(&ncclAllReduce) all_reduce;  ///< for comparison only: collective.h says why
   decltype(&ncclSend) send;
   decltype(&ncclRecv) recv;
   decltype(&ncclGetErrorString) get_error_string;

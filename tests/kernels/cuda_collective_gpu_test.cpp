@@ -1,10 +1,12 @@
 // Collectives between GPUs: sums in rank order rounded once, uneven columns, waking ranks that wait. Skipped
-// where there are fewer than two GPUs.
+// where there are fewer than two GPUs; the sums over peer memory need only one, which then is every rank's.
 #include <chrono>
 #include <functional>
 #include <thread>
 
 #include "kernels/check.h"
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/peer_sum.h"
 #include "tests/kernels/cuda_ops.h"
 
 namespace spinfer::test {
@@ -42,17 +44,26 @@ class CudaCollective : public testing::Test {
   std::vector<std::unique_ptr<Device>> devices_;
 };
 
-TEST_F(CudaCollective, AllReduceSumsInRankOrderAndRoundsOnce) {
-  Random random(1);
-  for (const size_t count : {size_t{1}, size_t{777}, size_t{8} * 8192, size_t{1000003}}) {
-    std::vector<std::vector<Half>> parts;
-    for (int rank = 0; rank < world(); ++rank) parts.push_back(random.halves(count));
-    std::vector<Half> want(count);
+/// What each rank brings, and the sum as the contract has it.
+struct Summands {
+  std::vector<std::vector<Half>> parts;
+  std::vector<Half> want;
+
+  Summands(Random& random, int world, size_t count) : want(count) {
+    for (int rank = 0; rank < world; ++rank) parts.push_back(random.halves(count));
     for (size_t i = 0; i < count; ++i) {
       float sum = 0;
       for (const auto& part : parts) sum += to_float(part[i]);
       want[i] = to_half(sum);
     }
+  }
+};
+
+TEST_F(CudaCollective, AllReduceSumsInRankOrderAndRoundsOnce) {
+  Random random(1);
+  for (const size_t count : {size_t{1}, size_t{777}, size_t{8} * 8192, size_t{1} << 19, size_t{1000003}}) {
+    const Summands summands(random, world(), count);
+    const auto& [parts, want] = summands;
     on_all([&](int rank, Device& device) {
       const Guarded<Half> x(device, parts[size_t(rank)]);
       device.ops().all_reduce(device.context(), x.data(), int64_t(count));
@@ -78,6 +89,55 @@ TEST_F(CudaCollective, AllGatherColumnsOfDifferentWidths) {
       EXPECT_TRUE(out.get() == want) << "rank " << rank;
     });
   }
+}
+
+class CudaPeerSum : public CudaOps {};
+
+TEST_F(CudaPeerSum, SumsManyTensorsOfChangingSizes) {
+  for (const int world : {2, 3, 8}) {
+    std::vector<std::unique_ptr<Device>> ranks;
+    for (int rank = 0; rank < world; ++rank)
+      ranks.push_back(std::make_unique<Device>(*cuda_backend(), DeviceOptions{.ordinal = 0}));
+    const std::vector<int> ordinals(size_t(world), 0);
+    ASSERT_TRUE(cuda::PeerGroup::reachable(ordinals));
+    const cuda::PeerGroup group(ordinals);
+    Random random{uint64_t(world)};
+    for (const size_t count :
+         {size_t{8}, size_t{4096}, size_t{1} << 19, size_t{8}, size_t{24}, size_t{131072}}) {
+      const Summands summands(random, world, count);
+      std::vector<std::unique_ptr<Guarded<Half>>> x;
+      for (int rank = 0; rank < world; ++rank)
+        x.push_back(std::make_unique<Guarded<Half>>(*ranks[size_t(rank)], summands.parts[size_t(rank)]));
+      for (int rank = 0; rank < world; ++rank) {
+        ASSERT_TRUE(cuda::PeerGroup::takes(x[size_t(rank)]->data(), int64_t(count)));
+        group.sum(cuda::context_of(ranks[size_t(rank)]->context()), rank, x[size_t(rank)]->data(),
+                  int64_t(count));
+      }
+      for (int rank = 0; rank < world; ++rank)
+        EXPECT_TRUE(x[size_t(rank)]->get() == summands.want)
+            << world << " ranks, rank " << rank << ", " << count;
+    }
+  }
+}
+
+TEST_F(CudaPeerSum, TakesOnlyWhatFitsItsSlots) {
+  const Guarded<Half> x = on_gpu(std::vector<Half>(32));
+  EXPECT_TRUE(cuda::PeerGroup::takes(x.data(), 16));
+  EXPECT_FALSE(cuda::PeerGroup::takes(x.data(), 12)) << "not whole vectors";
+  EXPECT_FALSE(cuda::PeerGroup::takes(x.data() + 1, 16)) << "not aligned";
+  EXPECT_FALSE(cuda::PeerGroup::takes(x.data(), (1 << 19) + 8)) << "larger than a slot";
+}
+
+TEST_F(CudaPeerSum, AbortEndsAWaitForARankThatNeverComes) {
+  const std::vector<int> ordinals{0, 0};
+  const cuda::PeerGroup group(ordinals);
+  const Guarded<Half> x = on_gpu(std::vector<Half>(64));
+  group.sum(cuda::context_of(context()), 0, x.data(), 64);
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  const auto start = std::chrono::steady_clock::now();
+  group.abort();
+  ops().synchronize(context());
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
 }
 
 TEST_F(CudaCollective, AbortWakesARankThatWaits) {
