@@ -34,6 +34,7 @@ struct DeviceInfo {
   int threads = 0;            ///< CPU threads; 0 on a GPU
   int64_t scratch_bytes = 0;  ///< held by the context itself: workspace of ops and libraries
   int64_t graph_bytes = 0;    ///< taken from the device by recorded graphs
+  std::vector<int> peers{};   ///< other devices whose memory it can map
 };
 
 /// What ops are for: by this the time of a step is broken down.
@@ -50,6 +51,8 @@ struct Backend {
   DeviceContext* (&open)(const DeviceOptions& options);
   void (&close)(DeviceContext* context) noexcept;
   DeviceInfo (&info)(DeviceContext& context);
+  /// The software that drives the device, with versions; empty on the CPU. Slow: loads what is loaded lazily.
+  std::string (&software)(DeviceContext& context);
 
   /// Device memory, 256-byte aligned, not initialised. Throws `Error` naming the bytes asked for and free.
   void* (&allocate)(DeviceContext& context, size_t bytes);

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -11,6 +12,7 @@
 #include "engine/apps/output.h"
 #include "engine/apps/report.h"
 #include "engine/apps/self_test.h"
+#include "kernels/bench/collective_bench.h"
 #include "kernels/check.h"
 #include "kernels/device.h"
 
@@ -39,6 +41,23 @@ std::vector<std::string> cpu_features() {
   return features;
 }
 
+/// The links between all GPUs, as the ranks of a model use them; empty where there is one device.
+nlohmann::json all_reduce(const Backend& backend, bool& healthy) {
+  nlohmann::json rows = nlohmann::json::array();
+  const int ranks = std::min(backend.device_count(), 8);
+  if (ranks < 2) return rows;
+  for (const AllReduceRow& row :
+       bench_all_reduce(backend, ranks, 1, {8 << 10, 64 << 10, 256 << 10, 1 << 20, 64 << 20})) {
+    healthy &= row.correct;
+    rows.push_back({{"ranks", ranks},
+                    {"bytes", row.bytes},
+                    {"us", row.us},
+                    {"bus_gbps", row.bus_gbps},
+                    {"ok", row.correct}});
+  }
+  return rows;
+}
+
 nlohmann::json inspect_backend(const Backend& backend, int threads, bool& healthy) {
   nlohmann::json devices = nlohmann::json::array();
   for (int ordinal = 0; ordinal < backend.device_count(); ++ordinal) {
@@ -53,9 +72,11 @@ nlohmann::json inspect_backend(const Backend& backend, int threads, bool& health
                        {"total_bytes", info.total_bytes},
                        {"free_bytes", info.free_bytes},
                        {"threads", info.threads},
+                       {"software", backend.software(device.context())},
+                       {"peers", info.peers},
                        {"self_tests", tests}});
   }
-  return {{"name", backend.name}, {"devices", devices}};
+  return {{"name", backend.name}, {"devices", devices}, {"all_reduce", all_reduce(backend, healthy)}};
 }
 
 void print_text(const nlohmann::json& document) {
@@ -74,6 +95,15 @@ void print_text(const nlohmann::json& document) {
         print_out(fmt::format("           {:<18} {} (relative error {:.1e})\n", test["op"].get<std::string>(),
                               test["ok"].get<bool>() ? "ok" : "WRONG", test["rel_error"].get<double>()));
       }
+      if (const auto& software = device["software"].get_ref<const std::string&>(); !software.empty())
+        print_out(fmt::format("           {}; maps the memory of {} other GPUs\n", software,
+                              device["peers"].size()));
+    }
+    for (const auto& row : backend["all_reduce"]) {
+      print_out(fmt::format("           all-reduce of {:>9} on {} GPUs {} ({:.1f} us, {:.1f} GB/s)\n",
+                            human_bytes(row["bytes"]), row["ranks"].get<int>(),
+                            row["ok"].get<bool>() ? "ok" : "WRONG", row["us"].get<double>(),
+                            row["bus_gbps"].get<double>()));
     }
   }
   if (!document["cuda_built"].get<bool>())

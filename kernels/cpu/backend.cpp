@@ -48,6 +48,10 @@ std::string processor_name() {
   return "CPU";
 }
 
+std::string software(DeviceContext&) {
+  return {};
+}
+
 DeviceInfo info(DeviceContext& context) {
   const HostMemory memory = host_memory();
   const int64_t best = hwy::SupportedTargets() & -hwy::SupportedTargets();  // lower bits are better targets
@@ -125,6 +129,7 @@ constinit const Backend table{
     .open = open,
     .close = close,
     .info = info,
+    .software = software,
     .allocate = allocate,
     .release = release,
     .upload = upload,

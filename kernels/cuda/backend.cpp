@@ -1,7 +1,10 @@
 // The CUDA table of ops.
 #include "kernels/backend.h"
 
+#include <fmt/format.h>
+
 #include <memory>
+#include <string>
 
 #include "kernels/cuda/bench_kernels.h"
 #include "kernels/cuda/collective.h"
@@ -9,6 +12,7 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/graph.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/nccl_library.h"
 #include "kernels/cuda/op_state.h"
 #include "kernels/cuda/ops.h"
 
@@ -26,6 +30,14 @@ void close(DeviceContext* context) noexcept {
 
 DeviceInfo info(DeviceContext& context) {
   return context_of(context).info();
+}
+
+std::string software(DeviceContext&) {
+  int driver = 0, runtime = 0;
+  SPINFER_CUDA_CHECK(cudaDriverGetVersion(&driver));
+  SPINFER_CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
+  const auto version = [](int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); };
+  return fmt::format("CUDA {} on a driver for {}, {}", version(runtime), version(driver), nccl_version());
 }
 
 void* allocate(DeviceContext& context, size_t bytes) {
@@ -119,6 +131,7 @@ constinit const Backend table{
     .open = open,
     .close = close,
     .info = info,
+    .software = software,
     .allocate = allocate,
     .release = release,
     .upload = upload,

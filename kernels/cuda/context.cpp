@@ -18,6 +18,17 @@ GpuFacts facts_of(const cudaDeviceProp& properties) {
   return facts;
 }
 
+/// Devices whose memory this one can map.
+std::vector<int> peers_of(int ordinal, int count) {
+  std::vector<int> peers;
+  for (int other = 0; other < count; ++other) {
+    int reaches = 0;
+    if (other != ordinal) SPINFER_CUDA_CHECK(cudaDeviceCanAccessPeer(&reaches, ordinal, other));
+    if (reaches) peers.push_back(other);
+  }
+  return peers;
+}
+
 }  // namespace
 
 int device_count() {
@@ -77,6 +88,7 @@ DeviceInfo Context::info() const {
   SPINFER_CUDA_CHECK(cudaMemGetInfo(&free, &total));
   info.free_bytes = int64_t(free);
   info.scratch_bytes = int64_t(workspace_bytes_ + kBlasWorkspaceBytes + kFlags * sizeof(int));
+  info.peers = peers_of(ordinal_, device_count());
   return info;
 }
 

@@ -44,7 +44,19 @@ NcclLibrary::NcclLibrary()
       all_reduce(find<decltype(ncclAllReduce)>("ncclAllReduce")),
       send(find<decltype(ncclSend)>("ncclSend")),
       recv(find<decltype(ncclRecv)>("ncclRecv")),
+      get_version(find<decltype(ncclGetVersion)>("ncclGetVersion")),
       get_error_string(find<decltype(ncclGetErrorString)>("ncclGetErrorString")),
       get_last_error(find<decltype(ncclGetLastError)>("ncclGetLastError")) {}
+
+std::string nccl_version() {
+  try {
+    const NcclLibrary library;
+    int version = 0;
+    if (library.get_version(&version) == ncclSuccess)
+      return fmt::format("NCCL {}.{}.{}", version / 10000, version % 10000 / 100, version % 100);
+  } catch (const Error&) {  // said by the answer
+  }
+  return "no NCCL";
+}
 
 }  // namespace spinfer::cuda

@@ -4,6 +4,7 @@
 #include <nccl.h>
 
 #include <memory>
+#include <string>
 
 namespace spinfer::cuda {
 
@@ -32,8 +33,12 @@ class NcclLibrary {
   decltype(&ncclAllReduce) all_reduce;  ///< for comparison only: collective.h says why
   decltype(&ncclSend) send;
   decltype(&ncclRecv) recv;
+  decltype(&ncclGetVersion) get_version;
   decltype(&ncclGetErrorString) get_error_string;
   decltype(&ncclGetLastError) get_last_error;
 };
+
+/// "NCCL 2.27.3", or "no NCCL" where it cannot be loaded.
+std::string nccl_version();
 
 }  // namespace spinfer::cuda

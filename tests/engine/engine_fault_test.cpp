@@ -38,6 +38,7 @@ Backend faulty_backend(void (&attention)(DeviceContext&, const AttentionArgs&) =
           .open = cpu.open,
           .close = cpu.close,
           .info = cpu.info,
+          .software = cpu.software,
           .allocate = cpu.allocate,
           .release = cpu.release,
           .upload = cpu.upload,

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/bench/collective_bench.h"
 #include "kernels/bench/read_loop.h"
 #include "kernels/check.h"
 #include "kernels/thread_pool.h"
@@ -106,6 +107,17 @@ TEST(ReadLoop, ReadsEveryWord) {
     const uint64_t expected = std::accumulate(words.begin(), words.end(), uint64_t{0}, std::bit_xor<>());
     EXPECT_EQ(read_all(words, pool), expected) << size;
   }
+}
+
+TEST(BenchAllReduce, ChecksTheSumAndTimesEachSize) {
+  const auto rows = bench_all_reduce(cpu_backend(), 3, 1, {8, 4096});
+  ASSERT_EQ(rows.size(), 2u);
+  for (const AllReduceRow& row : rows) {
+    EXPECT_TRUE(row.correct);
+    EXPECT_GT(row.us, 0);
+    EXPECT_NEAR(row.bus_gbps, 2.0 * 2 / 3 * double(row.bytes) / row.us * 1e-3, 1e-9);
+  }
+  EXPECT_EQ(rows[1].bytes, 4096);
 }
 
 }  // namespace
