@@ -203,7 +203,7 @@ void all_reduce(DeviceContext& opaque, Half* x, int64_t count) {
   Group& group = *state.group;
   const int world = group.world(), rank = state.rank;
   const cudaStream_t stream = context.stream();
-  if (group.peers() && PeerGroup::takes(x, count)) {
+  if (group.peers() && PeerGroup::can_sum(x, count)) {
     group.check_alive();
     return group.peers()->sum(context, rank, x, count);
   }
@@ -247,6 +247,10 @@ void all_gather_cols(DeviceContext& opaque, const float* shard, int n, int64_t c
   check(together == total, "all_gather_cols: the ranks have {} columns together, {} are expected", together,
         total);
   if (n == 0) return;
+  if (state.group && state.group->peers() && PeerGroup::can_gather(shard, out, n, columns)) {
+    state.group->check_alive();
+    return state.group->peers()->gather(context, state.rank, shard, n, columns, out);
+  }
   const cudaStream_t stream = context.stream();
   const float* all = shard;
   if (state.group) {

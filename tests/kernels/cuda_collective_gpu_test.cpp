@@ -1,12 +1,12 @@
 // Collectives between GPUs: sums in rank order rounded once, uneven columns, waking ranks that wait. Skipped
-// where there are fewer than two GPUs; the sums over peer memory need only one, which then is every rank's.
+// where there are fewer than two GPUs; those over peer memory need only one, which then is every rank's.
 #include <chrono>
 #include <functional>
 #include <thread>
 
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
-#include "kernels/cuda/peer_sum.h"
+#include "kernels/cuda/peer_group.h"
 #include "tests/kernels/cuda_ops.h"
 
 namespace spinfer::test {
@@ -91,9 +91,9 @@ TEST_F(CudaCollective, AllGatherColumnsOfDifferentWidths) {
   }
 }
 
-class CudaPeerSum : public CudaOps {};
+class CudaPeerGroup : public CudaOps {};
 
-TEST_F(CudaPeerSum, SumsManyTensorsOfChangingSizes) {
+TEST_F(CudaPeerGroup, SumsManyTensorsOfChangingSizes) {
   for (const int world : {2, 3, 8}) {
     std::vector<std::unique_ptr<Device>> ranks;
     for (int rank = 0; rank < world; ++rank)
@@ -109,7 +109,7 @@ TEST_F(CudaPeerSum, SumsManyTensorsOfChangingSizes) {
       for (int rank = 0; rank < world; ++rank)
         x.push_back(std::make_unique<Guarded<Half>>(*ranks[size_t(rank)], summands.parts[size_t(rank)]));
       for (int rank = 0; rank < world; ++rank) {
-        ASSERT_TRUE(cuda::PeerGroup::takes(x[size_t(rank)]->data(), int64_t(count)));
+        ASSERT_TRUE(cuda::PeerGroup::can_sum(x[size_t(rank)]->data(), int64_t(count)));
         group.sum(cuda::context_of(ranks[size_t(rank)]->context()), rank, x[size_t(rank)]->data(),
                   int64_t(count));
       }
@@ -120,15 +120,49 @@ TEST_F(CudaPeerSum, SumsManyTensorsOfChangingSizes) {
   }
 }
 
-TEST_F(CudaPeerSum, TakesOnlyWhatFitsItsSlots) {
+TEST_F(CudaPeerGroup, TakesOnlyWhatFitsItsSlots) {
   const Guarded<Half> x = on_gpu(std::vector<Half>(32));
-  EXPECT_TRUE(cuda::PeerGroup::takes(x.data(), 16));
-  EXPECT_FALSE(cuda::PeerGroup::takes(x.data(), 12)) << "not whole vectors";
-  EXPECT_FALSE(cuda::PeerGroup::takes(x.data() + 1, 16)) << "not aligned";
-  EXPECT_FALSE(cuda::PeerGroup::takes(x.data(), (1 << 19) + 8)) << "larger than a slot";
+  EXPECT_TRUE(cuda::PeerGroup::can_sum(x.data(), 16));
+  EXPECT_FALSE(cuda::PeerGroup::can_sum(x.data(), 12)) << "not whole vectors";
+  EXPECT_FALSE(cuda::PeerGroup::can_sum(x.data() + 1, 16)) << "not aligned";
+  EXPECT_FALSE(cuda::PeerGroup::can_sum(x.data(), (1 << 19) + 8)) << "larger than a slot";
 }
 
-TEST_F(CudaPeerSum, AbortEndsAWaitForARankThatNeverComes) {
+TEST_F(CudaPeerGroup, GathersColumnsOfDifferentWidths) {
+  const std::vector<int64_t> columns{64, 4, 1000};
+  const std::vector<int> ordinals(columns.size(), 0);
+  const cuda::PeerGroup group(ordinals);
+  std::vector<std::unique_ptr<Device>> ranks;
+  for (size_t rank = 0; rank < columns.size(); ++rank)
+    ranks.push_back(std::make_unique<Device>(*cuda_backend(), DeviceOptions{.ordinal = 0}));
+  for (const int n : {1, 37, 200}) {
+    const int64_t total = 1068;
+    std::vector<float> want(size_t(n * total));
+    for (size_t i = 0; i < want.size(); ++i) want[i] = float(i);
+    std::vector<std::unique_ptr<Guarded<float>>> shards, outs;
+    int64_t begin = 0;
+    for (size_t rank = 0; rank < columns.size(); ++rank) {
+      std::vector<float> mine;
+      for (int row = 0; row < n; ++row)
+        for (int64_t c = 0; c < columns[rank]; ++c) mine.push_back(want[size_t(row * total + begin + c)]);
+      begin += columns[rank];
+      shards.push_back(std::make_unique<Guarded<float>>(*ranks[rank], mine));
+      outs.push_back(std::make_unique<Guarded<float>>(*ranks[rank], std::vector<float>(want.size(), NAN)));
+    }
+    for (size_t rank = 0; rank < columns.size(); ++rank) {
+      ASSERT_TRUE(cuda::PeerGroup::can_gather(shards[rank]->data(), outs[rank]->data(), n, columns));
+      group.gather(cuda::context_of(ranks[rank]->context()), int(rank), shards[rank]->data(), n, columns,
+                   outs[rank]->data());
+    }
+    for (const auto& out : outs) EXPECT_TRUE(out->get() == want) << n;
+  }
+  const Guarded<float> x = on_gpu(std::vector<float>(8));
+  EXPECT_FALSE(cuda::PeerGroup::can_gather(x.data(), x.data(), 1, std::vector<int64_t>{3, 4}));
+  EXPECT_FALSE(cuda::PeerGroup::can_gather(x.data(), x.data() + 1, 1, std::vector<int64_t>{4, 4}));
+  EXPECT_FALSE(cuda::PeerGroup::can_gather(x.data(), x.data(), 1 << 20, std::vector<int64_t>{4, 4}));
+}
+
+TEST_F(CudaPeerGroup, AbortEndsAWaitForARankThatNeverComes) {
   const std::vector<int> ordinals{0, 0};
   const cuda::PeerGroup group(ordinals);
   const Guarded<Half> x = on_gpu(std::vector<Half>(64));

@@ -2,7 +2,9 @@
 // [kBlocks].
 //           Call number e (the epoch, counted on the device so that a replayed graph counts on) uses slot e
 //           % 2.
-// Grid      always kBlocks blocks; block b has the same elements on every rank and needs only the b-th flags.
+// Grid      always kBlocks blocks; vector i of any part is written and read by block i / kThreads % kBlocks
+// of each
+//           rank, so that a block needs only the flags of its own number.
 // Reuse     a rank in call e has finished e − 1, in which each peer's block 0 said that its call e − 2 was
 // over (kernels
 //           of a stream complete in order): so nobody reads slot e % 2 any more.
@@ -14,23 +16,27 @@
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/peer_sum.h"
+#include "kernels/cuda/peer_group.h"
 
 namespace spinfer::cuda {
-namespace {
 
-constexpr int kBlocks = 64;
-constexpr int kThreads = 256;
-constexpr int64_t kSlotVecs = PeerGroup::kSlotBytes / int64_t{sizeof(Vec8)};
-constexpr int kSpinsBetweenLooks = 4096;  // looking at host memory takes a microsecond
-
+/// What a kernel of one rank sees of the group.
 struct Peers {
-  Vec8* slots[kMaxPeers];
+  uint4* slots[kMaxPeers];
   uint32_t* flags[kMaxPeers];
   uint32_t* epochs;  // mine
   const volatile int* aborted;
   int rank, world;
 };
+
+namespace {
+
+constexpr int kBlocks = 64;
+constexpr int kThreads = 256;
+constexpr int64_t kStride = kBlocks * kThreads;
+constexpr int64_t kSlotVecs = PeerGroup::kSlotBytes / int64_t{sizeof(uint4)};
+constexpr int kFloatVec = sizeof(uint4) / sizeof(float);
+constexpr int kSpinsBetweenLooks = 4096;  // looking at host memory takes a microsecond
 
 __device__ void raise_flag(uint32_t* flag, uint32_t epoch) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(epoch) : "memory");
@@ -41,29 +47,27 @@ __device__ uint32_t read_flag(const uint32_t* flag) {
   return value;
 }
 /// Other GPUs write there: past the L1 cache.
-__device__ Vec8 load_part(const Vec8* from) {
-  Vec8 v;
+__device__ uint4 load_part(const uint4* from) {
+  uint4 v;
   asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(reinterpret_cast<uint32_t&>(v.pairs[0])), "=r"(reinterpret_cast<uint32_t&>(v.pairs[1])),
-                 "=r"(reinterpret_cast<uint32_t&>(v.pairs[2])), "=r"(reinterpret_cast<uint32_t&>(v.pairs[3]))
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(from));
   return v;
 }
 
-__global__ void __launch_bounds__(kThreads) peer_sum_kernel(const Peers p, Vec8* x, int64_t vecs) {
-  wait_for_predecessor();
-  let_successor_start();
+/// Writes my part to all peers and waits for theirs. The parts of this call, [world][kSlotVecs] of which mine
+/// is left out, or null if the group was aborted.
+__device__ const uint4* exchange(const Peers& p, const uint4* part, int64_t vecs) {
   const int block = int(blockIdx.x), thread = int(threadIdx.x);
   const uint32_t epoch = p.epochs[block] + 1;
-  const int64_t slot = int64_t(epoch % 2) * p.world * kSlotVecs, first = block * kThreads + thread;
-  for (int64_t i = first; i < vecs; i += kBlocks * kThreads) {
-    const Vec8 mine = x[i];
+  const int64_t slot = int64_t(epoch % 2) * p.world * kSlotVecs;
+  for (int64_t i = block * kThreads + thread; i < vecs; i += kStride) {
+    const uint4 mine = part[i];
     for (int step = 1; step < p.world; ++step) {  // each rank begins with another peer
-      const int peer = (p.rank + step) % p.world;
-      p.slots[peer][slot + p.rank * kSlotVecs + i] = mine;
+      p.slots[(p.rank + step) % p.world][slot + p.rank * kSlotVecs + i] = mine;
     }
   }
-  __threadfence_system();  // each thread's parts are out before thread t says so
+  __threadfence_system();  // each thread's vectors are out before a flag says so
   __syncthreads();
   bool alive = true;
   if (thread < p.world && thread != p.rank) {
@@ -75,14 +79,22 @@ __global__ void __launch_bounds__(kThreads) peer_sum_kernel(const Peers p, Vec8*
   }
   alive = __syncthreads_and(alive);
   if (thread == 0) p.epochs[block] = epoch;
-  if (!alive) return;
-  for (int64_t i = first; i < vecs; i += kBlocks * kThreads) {
+  return alive ? p.slots[p.rank] + slot : nullptr;
+}
+
+__global__ void __launch_bounds__(kThreads) sum_kernel(const Peers p, uint4* x, int64_t vecs) {
+  wait_for_predecessor();
+  let_successor_start();
+  const uint4* parts = exchange(p, x, vecs);
+  if (!parts) return;
+  for (int64_t i = blockIdx.x * kThreads + threadIdx.x; i < vecs; i += kStride) {
     float2 sum[4] = {};
     for (int rank = 0; rank < p.world; ++rank) {
-      const Vec8 part = rank == p.rank ? x[i] : load_part(p.slots[p.rank] + slot + rank * kSlotVecs + i);
+      const uint4 part = rank == p.rank ? x[i] : load_part(parts + rank * kSlotVecs + i);
+      const auto& pairs = reinterpret_cast<const __half2(&)[4]>(part);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const float2 v = __half22float2(part.pairs[j]);
+        const float2 v = __half22float2(pairs[j]);
         sum[j].x += v.x;
         sum[j].y += v.y;
       }
@@ -90,7 +102,28 @@ __global__ void __launch_bounds__(kThreads) peer_sum_kernel(const Peers p, Vec8*
     Vec8 out;
 #pragma unroll
     for (int j = 0; j < 4; ++j) out.pairs[j] = __float22half2_rn(sum[j]);
-    x[i] = out;
+    reinterpret_cast<Vec8*>(x)[i] = out;
+  }
+}
+
+struct Columns {
+  int64_t vecs[kMaxPeers];  // a row, of each rank
+};
+
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(const Peers p, const uint4* shard, int n, const Columns columns, uint4* out) {
+  wait_for_predecessor();
+  let_successor_start();
+  const uint4* parts = exchange(p, shard, n * columns.vecs[p.rank]);
+  if (!parts) return;
+  int64_t total = 0;
+  for (int rank = 0; rank < p.world; ++rank) total += columns.vecs[rank];
+  for (int64_t rank = 0, begin = 0; rank < p.world; begin += columns.vecs[rank++]) {
+    const int64_t width = columns.vecs[rank];
+    for (int64_t i = blockIdx.x * kThreads + threadIdx.x; i < n * width; i += kStride) {
+      out[i / width * total + begin + i % width] =
+          rank == p.rank ? shard[i] : load_part(parts + rank * kSlotVecs + i);
+    }
   }
 }
 
@@ -157,16 +190,12 @@ void PeerGroup::release() noexcept {
   if (aborted_) (void)cudaFreeHost(aborted_);
 }
 
-bool PeerGroup::takes(const Half* x, int64_t count) {
-  return count * int64_t{sizeof(Half)} <= kSlotBytes && vectorisable(count, x);
-}
-
-void PeerGroup::sum(Context& context, int rank, Half* x, int64_t count) const {
+Peers PeerGroup::peers_of(int rank) const {
   Peers peers{};
   const size_t world = memory_.size();
   for (size_t r = 0; r < world; ++r) {
     auto* base = static_cast<char*>(memory_[r]);
-    peers.slots[r] = reinterpret_cast<Vec8*>(base);
+    peers.slots[r] = reinterpret_cast<uint4*>(base);
     peers.flags[r] = reinterpret_cast<uint32_t*>(base + flags_offset(world));
   }
   peers.epochs =
@@ -174,8 +203,32 @@ void PeerGroup::sum(Context& context, int rank, Half* x, int64_t count) const {
   peers.aborted = aborted_;
   peers.rank = rank;
   peers.world = int(world);
-  launch(context, "peer_sum_kernel", peer_sum_kernel, {kBlocks, kThreads}, peers, reinterpret_cast<Vec8*>(x),
+  return peers;
+}
+
+bool PeerGroup::can_sum(const Half* x, int64_t count) {
+  return count * int64_t{sizeof(Half)} <= kMostSumBytes && vectorisable(count, x);
+}
+
+void PeerGroup::sum(Context& context, int rank, Half* x, int64_t count) const {
+  launch(context, "sum_kernel", sum_kernel, {kBlocks, kThreads}, peers_of(rank), reinterpret_cast<uint4*>(x),
          count / kVec);
+}
+
+bool PeerGroup::can_gather(const float* shard, const float* out, int n, std::span<const int64_t> columns) {
+  if ((reinterpret_cast<uintptr_t>(shard) | reinterpret_cast<uintptr_t>(out)) % sizeof(uint4) != 0)
+    return false;
+  return std::all_of(columns.begin(), columns.end(), [n](int64_t width) {
+    return width % kFloatVec == 0 && n * width * int64_t{sizeof(float)} <= kSlotBytes;
+  });
+}
+
+void PeerGroup::gather(Context& context, int rank, const float* shard, int n,
+                       std::span<const int64_t> columns, float* out) const {
+  Columns vecs{};
+  for (size_t r = 0; r < columns.size(); ++r) vecs.vecs[r] = columns[r] / kFloatVec;
+  launch(context, "gather_kernel", gather_kernel, {kBlocks, kThreads}, peers_of(rank),
+         reinterpret_cast<const uint4*>(shard), n, vecs, reinterpret_cast<uint4*>(out));
 }
 
 void PeerGroup::abort() const noexcept {
