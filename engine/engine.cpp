@@ -178,8 +178,8 @@ struct Engine::State {
                    .max_num_batched_tokens = plan.limits.max_tokens,
                    .max_logits = plan.limits.max_logits},
                   kv) {
-    const bool one_gpu = backend.name != std::string_view("cpu") && options.tensor_parallel == 1;
-    run_ahead = options.run_ahead.value_or(one_gpu);
+    run_ahead = options.run_ahead.value_or(backend.name != std::string_view("cpu"));
+    if (run_ahead) this->ranks->on_all([](Runner& runner) { runner.feed_tokens_back(); });
     eos_ids = this->config.eos_ids;
     if (this->tokenizer && eos_ids.empty()) eos_ids = this->tokenizer->eos_ids();
   }
@@ -365,7 +365,7 @@ std::unique_ptr<Engine> Engine::create(const EngineOptions& options) {
   load_ranks(*ranks, options, config);
   const double load_seconds = seconds_since(load_start);
   const MemoryPlan plan = plan_ranks(*ranks, options, config, host);
-  const bool graphs = options.graphs.value_or(!host && options.tensor_parallel == 1);
+  const bool graphs = options.graphs.value_or(!host);
   ranks->on_all([&](Runner& runner) {
     runner.allocate(plan.limits, plan.kv_blocks, plan.block_size);
     if (graphs) runner.use_graphs();

@@ -27,7 +27,7 @@ struct EngineOptions {
   bool dense = false;          ///< run every linear dense: the baseline
   std::optional<bool> graphs;  ///< record decode steps and queue them as a whole; default: on GPUs
   std::optional<bool>
-      run_ahead;  ///< queue the next step before the tokens of this one are read; default: on one GPU
+      run_ahead;  ///< queue the next step before the tokens of this one are read; default: on GPUs
   double min_sparsity = 0.3;
   uint64_t seed = 0;
   int max_num_seqs = 256;

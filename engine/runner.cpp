@@ -83,10 +83,8 @@ void Runner::submit(const Batch& batch) {
     uploaded = upload(batch);
     forward(device_, *model_, uploaded.forward, kv_, *workspace_);
   }
-  if (shard_.rank == 0) {
-    sample(batch, uploaded, results);
-    score(batch, uploaded, results);
-  }
+  if (shard_.rank == 0 || feeds_tokens_back_) sample(batch, uploaded, results);
+  if (shard_.rank == 0) score(batch, uploaded, results);
   results.mark = device_.ops().mark(device_.context());
 }
 
@@ -179,6 +177,7 @@ void Runner::sample(const Batch& batch, const Uploaded& uploaded, InFlight& resu
                                            .rows = uploaded.sample_rows,
                                            .seen = seen ? seen_.data() : nullptr,
                                            .ids = ids_.data()});
+  if (shard_.rank != 0) return;  // the same ids as rank 0's: the logits are the same bits
   results.samples = rows;
   ids_.download_later(results.ids, rows);
   if (batch.logprob_rows == 0) return;

@@ -46,6 +46,10 @@ class Runner {
   /// Decode steps are padded to few shapes, recorded once each and queued as a whole. Off until called.
   void use_graphs() { graphs_in_use_ = true; }
 
+  /// Steps may be submitted whose tokens are those the step before samples: every rank then samples, so that
+  /// each has them on its device. Off until called.
+  void feed_tokens_back() { feeds_tokens_back_ = true; }
+
   /// Queues the forward pass and, on rank 0, the sampler. Every rank of the group runs the same batches.
   /// Tokens that the last step queued samples are written -1-row in `batch`. At most kStepsInFlight steps may
   /// be uncollected.
@@ -98,6 +102,7 @@ class Runner {
   Shard shard_;
   bool keep_score_logits_ = false;
   bool graphs_in_use_ = false;
+  bool feeds_tokens_back_ = false;
   int max_seqs_ = 0;
   int64_t max_blocks_ = 0;
   std::optional<Model> model_;
