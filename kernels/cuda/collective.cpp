@@ -203,7 +203,7 @@ void all_reduce(DeviceContext& opaque, Half* x, int64_t count) {
   Group& group = *state.group;
   const int world = group.world(), rank = state.rank;
   const cudaStream_t stream = context.stream();
-  if (group.peers() && PeerGroup::can_sum(x, count)) {
+  if (group.peers() && group.peers()->can_sum(x, count)) {
     group.check_alive();
     return group.peers()->sum(context, rank, x, count);
   }

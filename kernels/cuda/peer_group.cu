@@ -206,8 +206,9 @@ Peers PeerGroup::peers_of(int rank) const {
   return peers;
 }
 
-bool PeerGroup::can_sum(const Half* x, int64_t count) {
-  return count * int64_t{sizeof(Half)} <= kMostSumBytes && vectorisable(count, x);
+bool PeerGroup::can_sum(const Half* x, int64_t count) const {
+  const int64_t bytes = count * int64_t{sizeof(Half)};
+  return bytes <= kSlotBytes && bytes * int64_t(memory_.size()) <= kMostSumBytes && vectorisable(count, x);
 }
 
 void PeerGroup::sum(Context& context, int rank, Half* x, int64_t count) const {

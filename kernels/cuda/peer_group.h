@@ -27,9 +27,6 @@ class PeerGroup {
  public:
   /// The largest part a slot takes.
   static constexpr int64_t kSlotBytes = int64_t{4} << 20;
-  /// The largest tensor worth summing this way: from here on NCCL's fewer bytes win (h200_all_reduce.json).
-  static constexpr int64_t kMostSumBytes = int64_t{1} << 20;
-
   /// True where each of these GPUs can map the memory of each other (the same GPU twice counts as mapped).
   static bool reachable(const std::vector<int>& ordinals);
   /// Maps and allocates 2·world slots a GPU. Throws `Error` where a call fails.
@@ -38,8 +35,10 @@ class PeerGroup {
   PeerGroup(const PeerGroup&) = delete;
   PeerGroup& operator=(const PeerGroup&) = delete;
 
-  /// True for tensors that `sum` takes: whole aligned vectors of 8, not too many.
-  static bool can_sum(const Half* x, int64_t count);
+  /// True for tensors that `sum` takes: whole aligned vectors of 8, at most what a slot holds and, together
+  /// from all ranks, kMostSumBytes: beyond, the two exchanges over NCCL move fewer bytes.
+  bool can_sum(const Half* x, int64_t count) const;
+  static constexpr int64_t kMostSumBytes = int64_t{8} << 20;
   /// Queues x[count] = Σ over ranks, added in rank order in fp32, rounded once. After `abort` x is
   /// unspecified.
   void sum(Context& context, int rank, Half* x, int64_t count) const;

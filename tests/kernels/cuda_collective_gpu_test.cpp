@@ -109,7 +109,7 @@ TEST_F(CudaPeerGroup, SumsManyTensorsOfChangingSizes) {
       for (int rank = 0; rank < world; ++rank)
         x.push_back(std::make_unique<Guarded<Half>>(*ranks[size_t(rank)], summands.parts[size_t(rank)]));
       for (int rank = 0; rank < world; ++rank) {
-        ASSERT_TRUE(cuda::PeerGroup::can_sum(x[size_t(rank)]->data(), int64_t(count)));
+        ASSERT_TRUE(group.can_sum(x[size_t(rank)]->data(), int64_t(count)));
         group.sum(cuda::context_of(ranks[size_t(rank)]->context()), rank, x[size_t(rank)]->data(),
                   int64_t(count));
       }
@@ -122,10 +122,13 @@ TEST_F(CudaPeerGroup, SumsManyTensorsOfChangingSizes) {
 
 TEST_F(CudaPeerGroup, TakesOnlyWhatFitsItsSlots) {
   const Guarded<Half> x = on_gpu(std::vector<Half>(32));
-  EXPECT_TRUE(cuda::PeerGroup::can_sum(x.data(), 16));
-  EXPECT_FALSE(cuda::PeerGroup::can_sum(x.data(), 12)) << "not whole vectors";
-  EXPECT_FALSE(cuda::PeerGroup::can_sum(x.data() + 1, 16)) << "not aligned";
-  EXPECT_FALSE(cuda::PeerGroup::can_sum(x.data(), (1 << 19) + 8)) << "larger than a slot";
+  const cuda::PeerGroup two(std::vector<int>(2, 0)), four(std::vector<int>(4, 0));
+  EXPECT_TRUE(two.can_sum(x.data(), 16));
+  EXPECT_FALSE(two.can_sum(x.data(), 12)) << "not whole vectors";
+  EXPECT_FALSE(two.can_sum(x.data() + 1, 16)) << "not aligned";
+  EXPECT_TRUE(two.can_sum(x.data(), 1 << 21));
+  EXPECT_FALSE(two.can_sum(x.data(), (1 << 21) + 8)) << "larger than a slot";
+  EXPECT_FALSE(four.can_sum(x.data(), 1 << 21)) << "too many bytes from four ranks";
 }
 
 TEST_F(CudaPeerGroup, GathersColumnsOfDifferentWidths) {
