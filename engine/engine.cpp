@@ -133,6 +133,7 @@ struct Step {
   Clock::time_point start;
   int prefill_tokens = 0;
   int decode_tokens = 0;
+  double host_gap = 0;
   Batch batch;
 };
 
@@ -153,6 +154,7 @@ struct Engine::State {
   std::deque<Step> in_flight;  // queued and not collected: at most kStepsInFlight
   Clock::time_point last_collected;
   double load_seconds = 0;
+  std::optional<Clock::time_point> device_idle_since;  // nothing is queued, though there are requests
 
   std::map<RequestId, Request> requests;    // waiting and running, as the scheduler's sequences
   std::vector<RequestId> cancelled;         // to be ended by the next step
@@ -162,6 +164,7 @@ struct Engine::State {
   RequestId last_id = 0;
   int64_t prompt_tokens = 0;
   int64_t generated_tokens = 0;
+  int64_t steps = 0;
   StepStats last_step;
   PromptLogits prompt_logits;
 
@@ -234,7 +237,9 @@ bool Engine::State::queue_step() {
     Request& request = requests.at(work.seq->id);
     if (request.times.first_scheduled == 0) request.times.first_scheduled = seconds_since(request.arrived);
   }
+  if (++steps == options.fail_at_step) fail("injected fault in step {}", steps);
   on_all([&](Runner& runner) { runner.submit(step.batch); });
+  if (const auto idle_since = std::exchange(device_idle_since, {})) step.host_gap = seconds_since(*idle_since);
   scheduler.complete(decision);
   const std::vector<RequestId>& samples = step.batch.sample_ids;
   for (size_t row = 0; row < samples.size(); ++row) scheduler.append_pending(samples[row], int32_t(row));
@@ -257,6 +262,7 @@ std::optional<StepResult> Engine::State::collect() {
         StepResult mine = runner.collect();
         if (runner.shard().rank == 0) result = std::move(mine);
       });
+      if (in_flight.size() == 1) device_idle_since = Clock::now();
     }
   } catch (const std::exception& error) {
     failure = error.what();
@@ -276,10 +282,12 @@ std::vector<RequestUpdate> Engine::State::postprocess(const std::optional<StepRe
     for (size_t row = 0; row < step.batch.sample_ids.size(); ++row) accept_token(step.batch, *result, row);
     last_step = {.prefill_tokens = step.prefill_tokens,
                  .decode_tokens = step.decode_tokens,
-                 .seconds = seconds_since(std::max(step.start, last_collected))};
+                 .seconds = seconds_since(std::max(step.start, last_collected)),
+                 .host_gap_seconds = step.host_gap};
     last_collected = Clock::now();
     // Nobody wants what was queued for requests that have ended since.
     while (requests.empty() && !in_flight.empty() && collect()) in_flight.pop_front();
+    if (requests.empty()) device_idle_since.reset();  // it waits for users now, not for us
   }
   return std::exchange(updates, {});
 }

@@ -44,6 +44,7 @@ struct EngineOptions {
   double watchdog_seconds =
       30;  ///< GPUs, several ranks: a step that takes longer counts as failed; 0 = no limit
   std::function<void(int64_t done, int64_t total)> load_progress;  ///< bytes, summed over ranks
+  int64_t fail_at_step = 0;  ///< for tests: this step, counted from 1, fails as if a device had; 0 = none
   const Backend* backend = nullptr;  ///< instead of the one `device` names: for tests
 };
 
@@ -85,6 +86,7 @@ struct StepStats {
   int prefill_tokens = 0;
   int decode_tokens = 0;
   double seconds = 0;
+  double host_gap_seconds = 0;  ///< before it the device had nothing queued, waiting for the host
 };
 
 class Engine {

@@ -11,9 +11,10 @@ packages=(
   libspdlog-dev libfmt-dev                    # logging, formatting
   libsentencepiece-dev libpcre2-dev libutf8proc-dev  # tokenizers
   libxxhash-dev                               # prefix-cache hashes
+  libboost1.81-dev prometheus-cpp-dev         # HTTP server, metrics
   libgtest-dev                                # tests
   clang libclang-rt-14-dev                    # fuzz targets (libFuzzer)
-  python3                                     # command-line tests
+  python3 python3-venv                        # command-line tests, and a venv for the openai client's
 )
 
 missing=()

@@ -48,9 +48,9 @@ class FileSet {
  public:
   /// Every name the loaders know, in no particular order.
   static constexpr std::string_view kKnownNames[] = {
-      "tokenizer.json",    "tokenizer.model",       "vocab.json",
-      "merges.txt",        "gpt2-vocab.json",       "gpt2-merges.txt",
-      "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"};
+      "tokenizer.json",          "tokenizer.model",    "vocab.json",        "merges.txt",
+      "gpt2-vocab.json",         "gpt2-merges.txt",    "added_tokens.json", "tokenizer_config.json",
+      "special_tokens_map.json", "chat_template.jinja"};
   /// Reads those of kKnownNames that are in `dir`. Throws for a directory or device in place of a file, a
   /// file that cannot be read or is larger than kMaxTokenizerFileBytes, and a `dir` that is none.
   static FileSet read(const std::filesystem::path& dir);

@@ -16,6 +16,7 @@ void add_prune(CLI::App& app);
 void add_perplexity(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_doctor(CLI::App& app);
+void add_serve(CLI::App& app);
 // Below `bench`.
 void add_bench_latency(CLI::App& bench);
 void add_bench_kernel(CLI::App& bench);

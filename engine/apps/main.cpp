@@ -131,6 +131,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.failure_message(CLI::FailureMessage::simple);
   spinfer::add_generate(app);
+  spinfer::add_serve(app);
   spinfer::add_score(app);
   spinfer::add_pack(app);
   spinfer::add_prune(app);

@@ -1,0 +1,333 @@
+#include "engine/server/api_server.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <chrono>
+#include <unordered_map>
+#include <utility>
+
+#include "engine/server/engine_thread.h"
+#include "engine/server/generation.h"
+#include "engine/server/page.h"
+#include "engine/server/serve_metrics.h"
+#include "engine/server/served_model.h"
+#include "kernels/check.h"
+
+namespace spinfer {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using ExchangePtr = std::shared_ptr<HttpExchange>;
+
+constexpr auto kFailureLinger = std::chrono::seconds(3);  // clients and probes see the 503 and its cause
+constexpr auto kCutOffLinger = std::chrono::seconds(1);   // for the last answers to be written
+constexpr std::string_view kModelsPath = "/v1/models";
+
+}  // namespace
+
+/// All but the callbacks of `engine` runs on the I/O thread.
+struct ApiServer::State {
+  using Prepare = PreparedRequest (ServedModel::*)(std::string_view, Clock::time_point) const;
+  using Compute = std::string (ServedModel::*)(std::string_view) const;
+  struct Place {
+    std::shared_ptr<Generation> generation;
+    size_t index;
+  };
+
+  ServeOptions options;
+  HttpServer http;
+  ServeMetrics metrics;
+  std::shared_ptr<const ServedModel> model;  // none while loading
+  std::unordered_map<Ticket, Place> live;    // in the engine, or on the way there
+  Ticket last_ticket = 0;
+  std::function<void()> on_ready;
+  std::optional<Clock::time_point> failed_since, drain_until, cut_off_since;
+  EngineThread engine;  // last: its callbacks need the rest
+
+  explicit State(ServeOptions given)
+      : options(std::move(given)),
+        http(
+            options.http,
+            [this](HttpRequest request, ExchangePtr exchange) { handle(std::move(request), exchange); },
+            [](int status, const std::string& message) { return error_json(status, message); }),
+        engine(
+            options.engine, [this](const Engine& loaded) { take_model(loaded); },
+            [this](StepReport report) {
+              auto shared = std::make_shared<StepReport>(std::move(report));
+              http.post([this, shared] { take_report(*shared); });
+            }) {}
+
+  ~State() {
+    http.join_workers();  // they use the engine's tokenizer
+    engine.stop();
+  }
+
+  void take_model(const Engine& loaded);
+  void take_report(const StepReport& report);
+
+  void handle(HttpRequest request, const ExchangePtr& exchange);
+  bool handle_open_path(const HttpRequest& request, const ExchangePtr& exchange);
+  void handle_api(HttpRequest request, const ExchangePtr& exchange);
+  void health(const ExchangePtr& exchange);
+  bool available(const ExchangePtr& exchange);
+  void compute(HttpRequest request, const ExchangePtr& exchange, Compute function);
+  void generate(HttpRequest request, const ExchangePtr& exchange, Prepare function);
+  void start(PreparedRequest prepared, const ExchangePtr& exchange);
+  void end_all(int status, const std::string& cause);
+
+  void tick(const std::function<StopRequest()>& poll_stop);
+  void tick_failed();
+  void tick_draining();
+};
+
+// ---- engine → I/O thread
+
+void ApiServer::State::take_model(const Engine& loaded) {
+  auto chat = options.chat_template ? ChatTemplate::with_source(options.engine.model, *options.chat_template)
+                                    : ChatTemplate::load(options.engine.model);
+  auto served = std::make_shared<const ServedModel>(loaded, options.model_names, std::move(chat));
+  http.post([this, served] {
+    model = served;
+    if (on_ready) on_ready();
+  });
+}
+
+void ApiServer::State::take_report(const StepReport& report) {
+  metrics.count_step(report.step);
+  const bool engine_failed = engine.status().state == EngineState::failed;
+  std::vector<Ticket> unwanted;
+  for (const TicketUpdate& update : report.updates) {
+    const auto place = live.find(update.ticket);
+    if (place == live.end()) continue;
+    const auto generation = place->second.generation;
+    const size_t index = place->second.index;
+    generation->update(index, update, report.when, engine_failed);
+    if (generation->ended(index)) {
+      metrics.count_end(update.update.finish, generation->times(index));
+      live.erase(place);
+    } else if (generation->answered()) {
+      unwanted.push_back(update.ticket);
+    }
+  }
+  if (!unwanted.empty()) engine.cancel(std::move(unwanted));
+}
+
+// ---- requests
+
+void ApiServer::State::handle(HttpRequest request, const ExchangePtr& exchange) {
+  try {
+    if (handle_open_path(request, exchange)) return;
+    if (!options.keys.allow(request.authorization)) {
+      return exchange->respond(
+          {.status = 401,
+           .body =
+               error_json(401, "a valid API key is needed: Authorization: Bearer KEY", {}, "invalid_api_key"),
+           .headers = {{"WWW-Authenticate", "Basic realm=\"spinfer\", charset=\"UTF-8\""}}});
+    }
+    handle_api(std::move(request), exchange);
+  } catch (const RequestError& error) {
+    exchange->respond({.status = error.status, .body = error_json(error)});
+  }
+}
+
+namespace {
+
+/// Throws RequestError 405 unless the method is the path's: GET also answers HEAD.
+void check_method(const HttpRequest& request, std::string_view method) {
+  if (request.method == method || (method == "GET" && request.method == "HEAD")) return;
+  throw RequestError(405, fmt::format("{} takes {}, not {}", request.path.substr(0, 100), method,
+                                      request.method.substr(0, 20)));
+}
+
+}  // namespace
+
+/// The paths that need no key.
+bool ApiServer::State::handle_open_path(const HttpRequest& request, const ExchangePtr& exchange) {
+  if (request.path == "/health") {
+    check_method(request, "GET");
+    health(exchange);
+  } else if (request.path == "/metrics") {
+    check_method(request, "GET");
+    exchange->respond({.content_type = "text/plain; version=0.0.4; charset=utf-8",
+                       .body = metrics.text(engine.status(), http.counts())});
+  } else {
+    return false;
+  }
+  return true;
+}
+
+void ApiServer::State::handle_api(HttpRequest request, const ExchangePtr& exchange) {
+  const std::string& path = request.path;
+  if (path == "/") {
+    check_method(request, "GET");
+    exchange->respond(
+        {.content_type = "text/html; charset=utf-8",
+         .body = std::string(page_html()),
+         .headers = {{"Content-Security-Policy",
+                      "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+                      "connect-src 'self'; frame-ancestors 'none'"},
+                     {"X-Content-Type-Options", "nosniff"}}});
+  } else if (path == kModelsPath) {
+    check_method(request, "GET");
+    if (available(exchange)) exchange->respond({.body = model->list()});
+  } else if (path.starts_with(kModelsPath) && path[kModelsPath.size()] == '/') {
+    check_method(request, "GET");
+    if (available(exchange))
+      exchange->respond({.body = model->describe(path.substr(kModelsPath.size() + 1))});
+  } else if (path == "/v1/completions") {
+    generate(std::move(request), exchange, &ServedModel::prepare_completion);
+  } else if (path == "/v1/chat/completions") {
+    generate(std::move(request), exchange, &ServedModel::prepare_chat);
+  } else if (path == "/tokenize") {
+    compute(std::move(request), exchange, &ServedModel::tokenize);
+  } else if (path == "/detokenize") {
+    compute(std::move(request), exchange, &ServedModel::detokenize);
+  } else {
+    throw RequestError(404, fmt::format("there is no {}", path.substr(0, 200)));
+  }
+}
+
+void ApiServer::State::health(const ExchangePtr& exchange) {
+  const EngineStatus status = engine.status();
+  if (status.state == EngineState::ready && model && !drain_until)
+    return exchange->respond({.body = R"({"status":"ok"})"});
+  available(exchange);
+}
+
+/// False, and answered with 503, while the engine cannot take requests.
+bool ApiServer::State::available(const ExchangePtr& exchange) {
+  const EngineStatus status = engine.status();
+  std::string why, code;
+  if (status.state == EngineState::failed) {
+    why = "the engine has failed: " + status.failure;
+    code = "engine_failed";
+  } else if (drain_until) {
+    why = "the server is shutting down";
+    code = "shutting_down";
+  } else if (!model) {
+    why = "the model is loading";
+    code = "loading";
+  } else {
+    return true;
+  }
+  exchange->respond(
+      {.status = 503, .body = error_json(503, why, {}, code), .headers = {{"Retry-After", "1"}}});
+  return false;
+}
+
+/// Runs `function` of the model on a worker thread and answers with what it returns.
+void ApiServer::State::compute(HttpRequest request, const ExchangePtr& exchange, Compute function) {
+  check_method(request, "POST");
+  if (!available(exchange)) return;
+  http.post_work([this, model = model, exchange, function, body = std::move(request.body)] {
+    HttpResponse response;
+    try {
+      response.body = ((*model).*function)(body);
+    } catch (const RequestError& error) {
+      response = {.status = error.status, .body = error_json(error)};
+    } catch (const std::exception& error) {
+      response = {.status = 400, .body = error_json(400, error.what())};
+    }
+    http.post([exchange, response = std::move(response)] { exchange->respond(response); });
+  });
+}
+
+void ApiServer::State::generate(HttpRequest request, const ExchangePtr& exchange, Prepare function) {
+  check_method(request, "POST");
+  if (!available(exchange)) return;
+  const auto arrived = Clock::now();
+  http.post_work([this, model = model, exchange, function, arrived, body = std::move(request.body)] {
+    HttpResponse refusal;
+    try {
+      auto prepared = std::make_shared<PreparedRequest>(((*model).*function)(body, arrived));
+      return http.post([this, exchange, prepared] { start(std::move(*prepared), exchange); });
+    } catch (const RequestError& error) {
+      refusal = {.status = error.status, .body = error_json(error)};
+    } catch (const std::exception& error) {
+      refusal = {.status = 400, .body = error_json(400, error.what())};
+    }
+    http.post([exchange, refusal = std::move(refusal)] { exchange->respond(refusal); });
+  });
+}
+
+void ApiServer::State::start(PreparedRequest prepared, const ExchangePtr& exchange) {
+  if (!exchange->open() || !available(exchange)) return;
+  const size_t most = size_t(options.engine.max_num_seqs) + size_t(options.max_waiting);
+  if (live.size() + prepared.submissions.size() > most) {
+    return exchange->respond(
+        {.status = 429,
+         .body = error_json(
+             429, fmt::format("{} answers are running or waiting, at most {} may", live.size(), most), {},
+             "queue_full"),
+         .headers = {{"Retry-After", "1"}}});
+  }
+  std::vector<Ticket> tickets;
+  for (Submission& submission : prepared.submissions) tickets.push_back(submission.ticket = ++last_ticket);
+  std::vector<Submission> submissions = prepared.submissions;
+  const auto generation = std::make_shared<Generation>(std::move(prepared), exchange);
+  for (size_t i = 0; i < tickets.size(); ++i) live.emplace(tickets[i], Place{generation, i});
+  exchange->on_gone([this, tickets] { engine.cancel(tickets); });
+  engine.submit(std::move(submissions));
+}
+
+/// For when the engine reports nothing any more.
+void ApiServer::State::end_all(int status, const std::string& cause) {
+  std::vector<Ticket> tickets;
+  for (const auto& [ticket, place] : std::exchange(live, {})) {
+    place.generation->fail(status, cause);
+    tickets.push_back(ticket);
+  }
+  if (!tickets.empty()) engine.cancel(std::move(tickets));
+}
+
+// ---- the end
+
+void ApiServer::State::tick(const std::function<StopRequest()>& poll_stop) {
+  if (engine.status().state == EngineState::failed) return tick_failed();
+  const StopRequest asked = poll_stop();
+  if (asked == StopRequest::at_once) return http.stop();
+  if (asked == StopRequest::drain && !drain_until) {
+    const auto limit = std::chrono::milliseconds(int64_t(options.drain_seconds * 1000));
+    drain_until = Clock::now() + limit;
+    http.drain();
+  }
+  if (drain_until) tick_draining();
+}
+
+void ApiServer::State::tick_failed() {
+  if (engine.load_error()) return http.stop();
+  if (!failed_since) {
+    failed_since = Clock::now();
+    end_all(503, "the engine has failed: " + engine.status().failure);
+  }
+  if (Clock::now() - *failed_since > kFailureLinger) http.stop();
+}
+
+void ApiServer::State::tick_draining() {
+  if (http.quiet()) return http.stop();
+  if (Clock::now() < *drain_until) return;
+  if (!cut_off_since) {
+    cut_off_since = Clock::now();
+    end_all(503, "the server is shutting down");
+  }
+  if (Clock::now() - *cut_off_since > kCutOffLinger) http.stop();
+}
+
+ApiServer::ApiServer(ServeOptions options) : state_(std::make_unique<State>(std::move(options))) {}
+ApiServer::~ApiServer() = default;
+
+int ApiServer::port() const {
+  return state_->http.port();
+}
+
+void ApiServer::run(const std::function<StopRequest()>& poll_stop, const std::function<void()>& on_ready) {
+  State& s = *state_;
+  s.on_ready = on_ready;
+  s.http.run([&] { s.tick(poll_stop); });
+  if (const std::exception_ptr error = s.engine.load_error()) std::rethrow_exception(error);
+  const EngineStatus status = s.engine.status();
+  if (status.state == EngineState::failed) fail("the engine has failed: {}", status.failure);
+}
+
+}  // namespace spinfer

@@ -1,0 +1,88 @@
+#include "engine/server/generation.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace spinfer {
+
+Generation::Generation(PreparedRequest request, std::shared_ptr<HttpExchange> exchange)
+    : request_(std::move(request)), exchange_(std::move(exchange)) {
+  const size_t count = request_.submissions.size();
+  choices_.resize(count);
+  held_.resize(count);
+  characters_.resize(count);
+  times_.resize(count);
+  opened_.resize(count);
+  open_choices_ = count;
+  usage_.prompt_tokens = request_.prompt_tokens;
+}
+
+void Generation::update(size_t index, const TicketUpdate& ticket_update,
+                        std::chrono::steady_clock::time_point when, bool engine_failed) {
+  const RequestUpdate& update = ticket_update.update;
+  if (ended(index)) return;
+  const double seconds = std::chrono::duration<double>(when - request_.arrived).count();
+  Choice& choice = choices_[index];
+  ChoiceTimes& times = times_[index];
+  const bool ends = update.finish != FinishReason::none;
+  if (times.first_token == 0 && (!update.new_ids.empty() || ends)) times.first_token = seconds;
+  times.tokens += int64_t(update.new_ids.size());
+  usage_.completion_tokens += int64_t(update.new_ids.size());
+  choice.finish = update.finish;
+  if (ends) {
+    times.end = seconds;
+    usage_.cached_tokens += update.cached_prompt_tokens;
+    --open_choices_;
+  }
+  if (update.finish == FinishReason::error)
+    return fail(ticket_update.refused && !engine_failed ? 400 : 503, update.error);
+  if (update.finish == FinishReason::cancelled) return fail(503, "the server ended this request");
+  if (request_.stream) {
+    stream_update(index, {.text = update.new_text, .logprobs = update.logprobs, .finish = update.finish},
+                  ends);
+  } else {
+    choice.text += update.new_text;
+    choice.logprobs.insert(choice.logprobs.end(), update.logprobs.begin(), update.logprobs.end());
+  }
+  if (open_choices_ == 0) complete();
+}
+
+void Generation::stream_update(size_t index, Choice gained, bool ended) {
+  if (answered_) return;
+  if (!streaming_) {
+    streaming_ = true;
+    exchange_->begin_stream("text/event-stream; charset=utf-8");
+  }
+  if (!opened_[index]) {
+    opened_[index] = true;
+    exchange_->send(request_.format.opening(index));
+  }
+  auto& held = held_[index];
+  std::move(gained.logprobs.begin(), gained.logprobs.end(), std::back_inserter(held));
+  if (gained.text.empty() && !ended) return;
+  gained.logprobs = std::exchange(held, {});
+  exchange_->send(request_.format.chunk(index, gained, characters_[index]));
+  characters_[index] +=
+      std::ranges::count_if(gained.text, [](char c) { return (uint8_t(c) & 0xc0) != 0x80; });
+}
+
+void Generation::complete() {
+  if (std::exchange(answered_, true)) return;
+  if (!request_.stream) {
+    return exchange_->respond({.body = request_.format.whole(choices_, usage_),
+                               .headers = {{"X-Request-Id", request_.format.id()}}});
+  }
+  if (request_.include_usage) exchange_->send(request_.format.usage_chunk(usage_));
+  exchange_->send(AnswerFormat::done_event());
+  exchange_->end_stream();
+}
+
+void Generation::fail(int status, const std::string& cause) {
+  if (std::exchange(answered_, true)) return;
+  const std::string body = error_json(status, cause);
+  if (!streaming_) return exchange_->respond({.status = status, .body = body});
+  exchange_->send(AnswerFormat::error_event(body));
+  exchange_->end_stream();
+}
+
+}  // namespace spinfer
