@@ -16,9 +16,12 @@ void add_prune(CLI::App& app);
 void add_perplexity(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_doctor(CLI::App& app);
+void add_chat(CLI::App& app);
 void add_serve(CLI::App& app);
 // Below `bench`.
 void add_bench_latency(CLI::App& bench);
 void add_bench_kernel(CLI::App& bench);
+void add_bench_throughput(CLI::App& bench);
+void add_bench_serve(CLI::App& bench);
 
 }  // namespace spinfer

@@ -14,6 +14,8 @@ namespace {
 // The one piece of process-wide state: a signal is process-wide.
 std::atomic<int> signal_seen{0};
 std::atomic<int> grace_ms{250};
+std::atomic<bool> sigint_only_noted{false};
+std::atomic<bool> sigint_noted{false};
 
 constexpr int kWatched[] = {SIGINT, SIGTERM, SIGHUP};
 
@@ -36,7 +38,11 @@ void watch_interrupts() {
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   std::thread([set] {
     int signal = 0;
-    sigwait(&set, &signal);
+    for (;;) {
+      sigwait(&set, &signal);
+      if (signal != SIGINT || !sigint_only_noted) break;
+      sigint_noted = true;
+    }
     signal_seen = signal;
     const int ms = grace_ms;
     const timespec grace{.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1'000'000};
@@ -47,6 +53,12 @@ void watch_interrupts() {
 
 void set_interrupt_grace(int seconds) {
   grace_ms = seconds * 1000;
+}
+void keep_running_on_sigint() {
+  sigint_only_noted = true;
+}
+bool take_sigint() {
+  return sigint_noted.exchange(false);
 }
 int interrupt_status() {
   return 128 + signal_seen;

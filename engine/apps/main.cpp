@@ -131,6 +131,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.failure_message(CLI::FailureMessage::simple);
   spinfer::add_generate(app);
+  spinfer::add_chat(app);
   spinfer::add_serve(app);
   spinfer::add_score(app);
   spinfer::add_pack(app);
@@ -141,6 +142,8 @@ int main(int argc, char** argv) {
   bench->require_subcommand(1);
   spinfer::add_bench_kernel(*bench);
   spinfer::add_bench_latency(*bench);
+  spinfer::add_bench_throughput(*bench);
+  spinfer::add_bench_serve(*bench);
   spinfer::add_doctor(app);
   spinfer::add_tokenize(app);
   spinfer::add_detokenize(app);

@@ -1,0 +1,298 @@
+// `spinfer bench serve`: loads a running server that speaks OpenAI's API.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "engine/apps/command.h"
+#include "engine/apps/interrupt.h"
+#include "engine/apps/options.h"
+#include "engine/apps/output.h"
+#include "engine/apps/progress.h"
+#include "engine/apps/serving_figures.h"
+#include "engine/apps/workload.h"
+#include "engine/server/http_client.h"
+#include "kernels/check.h"
+#include "kernels/ops.h"
+
+namespace spinfer {
+namespace {
+
+using nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+constexpr int kMostThreads = 2048;
+constexpr int kLowestId = 3, kIds = 800;  // prompt ids every vocabulary has, without special tokens
+
+struct BenchServeFlags {
+  std::string url = "http://127.0.0.1:8080";
+  std::string model;
+  std::string api_key_file;
+  WorkloadFlags workload;
+  std::vector<std::string> rates = {"inf"};
+  int max_concurrency = 256;
+  std::string endpoint = "completions";
+  bool ignore_eos = false;
+  uint64_t seed = 0;
+  bool json = false;
+};
+
+/// What all requests of a run share.
+struct Target {
+  HttpUrl url;
+  std::string key;
+  std::string model;
+  int64_t max_model_len = 0;  ///< 0: the server does not say
+};
+
+std::string first_line(const std::string& path) {
+  const std::string text = read_text(path);
+  return text.substr(0, text.find_first_of("\r\n"));
+}
+
+Target find_target(const BenchServeFlags& flags) {
+  Target target{.url = parse_http_url(flags.url), .key = {}, .model = flags.model};
+  if (!flags.api_key_file.empty()) target.key = first_line(flags.api_key_file);
+  std::string body;
+  const int status = http_call(
+      target.url, {.method = "GET", .path = "/v1/models", .api_key = target.key, .timeout_seconds = 30},
+      [&](std::string_view piece) { body += piece; });
+  const json models = json::parse(body, nullptr, false);
+  check(status == 200 && models.is_object() && models.contains("data") && models["data"].is_array() &&
+            !models["data"].empty(),
+        "{}: GET /v1/models gave status {}: {}", flags.url, status, body.substr(0, 200));
+  const json& first = models["data"][0];
+  if (target.model.empty()) target.model = first.value("id", "");
+  if (first.contains("max_model_len") && first["max_model_len"].is_number_integer())
+    target.max_model_len = first["max_model_len"];
+  return target;
+}
+
+/// Words for chats, which take no ids: about a token each.
+std::string random_words(uint64_t seed, int count) {
+  constexpr const char* kWords[] = {"time", "year",  "people", "way",    "day",   "man",    "thing", "woman",
+                                    "life", "child", "world",  "school", "state", "family", "house", "night"};
+  std::string text;
+  for (int i = 0; i < count; ++i)
+    text += fmt::format("{} ", kWords[size_t(sample_uniform(seed, uint32_t(i)) * 16)]);
+  return text;
+}
+
+std::string request_body(const BenchServeFlags& flags, const Target& target, WorkItem item, uint64_t number) {
+  if (target.max_model_len > 1) {
+    item.output_tokens = int(std::min<int64_t>(item.output_tokens, target.max_model_len - 1));
+    item.input_tokens = int(std::min<int64_t>(item.input_tokens, target.max_model_len - item.output_tokens));
+  }
+  const uint64_t seed = flags.seed + number;
+  json body{{"model", target.model},
+            {"max_tokens", item.output_tokens},
+            {"temperature", 0},
+            {"stream", true},
+            {"stream_options", {{"include_usage", true}}}};
+  if (flags.ignore_eos) body["ignore_eos"] = true;
+  if (flags.endpoint == "chat") {
+    body["messages"] = {
+        {{"role", "user"}, {"content", random_words(seed, std::max(1, item.input_tokens / 2))}}};
+  } else {
+    std::vector<int> ids;
+    for (int i = 0; i < item.input_tokens; ++i)
+      ids.push_back(kLowestId + int(sample_uniform(seed, uint32_t(i)) * kIds));
+    body["prompt"] = ids;
+  }
+  return body.dump();
+}
+
+/// Reads the events of a stream and notes when text came.
+class StreamReader {
+ public:
+  explicit StreamReader(Clock::time_point sent) : sent_(sent) {}
+
+  void take(std::string_view piece) {
+    pending_ += piece;
+    for (size_t end; (end = pending_.find("\n\n")) != std::string::npos; pending_.erase(0, end + 2)) {
+      if (pending_.starts_with("data: ")) event(std::string_view(pending_).substr(6, end - 6));
+    }
+  }
+
+  RequestFigures finish(int status) {
+    check(status == 200, "status {}: {}", status, pending_.substr(0, 300));
+    check(error_.empty(), "{}", error_);
+    check(done_, "the stream ended without [DONE]");
+    figures_.end = last_;
+    if (figures_.output_tokens == 0) figures_.output_tokens = pieces_;
+    return std::move(figures_);
+  }
+
+ private:
+  void event(std::string_view data) {
+    if (data == "[DONE]") {
+      done_ = true;
+      return;
+    }
+    const json event = json::parse(data, nullptr, false);
+    if (!event.is_object()) return;
+    if (event.contains("error")) error_ = event["error"].dump().substr(0, 300);
+    if (event.contains("usage") && event["usage"].is_object()) {
+      figures_.input_tokens = event["usage"].value("prompt_tokens", int64_t{0});
+      figures_.output_tokens = event["usage"].value("completion_tokens", int64_t{0});
+    }
+    if (!event.contains("choices") || event["choices"].empty() || is_opening(event["choices"][0])) return;
+    const double now = std::chrono::duration<double>(Clock::now() - sent_).count();
+    if (pieces_++ == 0) {
+      figures_.first_token = now;
+    } else {
+      figures_.gaps.push_back(now - last_);
+    }
+    last_ = now;
+  }
+  /// The event of a chat that only names the role.
+  static bool is_opening(const json& choice) {
+    return choice.contains("delta") && choice["delta"].is_object() &&
+           choice["delta"].value("content", "") == "" && choice.contains("finish_reason") &&
+           choice["finish_reason"].is_null();
+  }
+
+  Clock::time_point sent_;
+  std::string pending_, error_;
+  RequestFigures figures_;
+  int64_t pieces_ = 0;
+  double last_ = 0;
+  bool done_ = false;
+};
+
+class LoadRun {
+ public:
+  LoadRun(const BenchServeFlags& flags, const Target& target, std::vector<WorkItem> items)
+      : flags_(flags), target_(target), items_(std::move(items)) {}
+
+  ServingRun run() {
+    ProgressBar bar("requests", ProgressUnit::items);
+    start_ = Clock::now();
+    std::vector<std::thread> threads;
+    const size_t count = std::min({items_.size(), size_t(flags_.max_concurrency), size_t{kMostThreads}});
+    for (size_t i = 0; i < count; ++i) threads.emplace_back([this] { work(); });
+    while (finished() < items_.size()) {
+      bar.update(int64_t(finished()), int64_t(items_.size()));
+      stop_if_interrupted_at_once();
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    for (std::thread& thread : threads) thread.join();
+    run_.seconds = seconds_;
+    check(!run_.requests.empty(), "{}: no request was answered; the first error: {}", flags_.url,
+          first_error_);
+    return std::move(run_);
+  }
+  const std::string& first_error() const { return first_error_; }
+
+ private:
+  /// The threads wait for a server that may never answer: the process ends with them.
+  static void stop_if_interrupted_at_once() {
+    if (interrupted()) std::_Exit(interrupt_status());
+  }
+  size_t finished() {
+    const std::lock_guard lock(mutex_);
+    return run_.requests.size() + size_t(run_.failed);
+  }
+
+  void work() {
+    for (;;) {
+      size_t index;
+      {
+        const std::lock_guard lock(mutex_);
+        if (next_ == items_.size()) return;
+        index = next_++;
+      }
+      std::this_thread::sleep_until(start_ + std::chrono::duration_cast<Clock::duration>(
+                                                 std::chrono::duration<double>(items_[index].arrival)));
+      ask(index);
+    }
+  }
+
+  void ask(size_t index) {
+    const HttpCall call{.method = "POST",
+                        .path = flags_.endpoint == "chat" ? "/v1/chat/completions" : "/v1/completions",
+                        .body = request_body(flags_, target_, items_[index], index),
+                        .api_key = target_.key};
+    StreamReader reader(Clock::now());
+    std::string error;
+    RequestFigures figures;
+    try {
+      const int status = http_call(target_.url, call, [&](std::string_view piece) { reader.take(piece); });
+      figures = reader.finish(status);
+    } catch (const std::exception& failure) {
+      error = failure.what();
+    }
+    const std::lock_guard lock(mutex_);
+    seconds_ = std::chrono::duration<double>(Clock::now() - start_).count();
+    if (error.empty()) {
+      run_.requests.push_back(std::move(figures));
+    } else {
+      if (run_.failed++ == 0) first_error_ = error;
+    }
+  }
+
+  const BenchServeFlags& flags_;
+  const Target& target_;
+  std::vector<WorkItem> items_;
+  Clock::time_point start_;
+  std::mutex mutex_;
+  size_t next_ = 0;  // guarded by mutex_, as all below
+  ServingRun run_;
+  double seconds_ = 0;
+  std::string first_error_;
+};
+
+void run_bench_serve(const BenchServeFlags& flags) {
+  const Target target = find_target(flags);
+  for (const std::string& rate : flags.rates) {
+    LoadRun load(flags, target, make_workload(flags.workload, rate, flags.seed));
+    json figures = serving_json(load.run());
+    figures["request_rate"] = rate;
+    figures["max_concurrency"] = flags.max_concurrency;
+    figures["model"] = target.model;
+    if (!load.first_error().empty()) figures["first_error"] = load.first_error();
+    if (flags.json) {
+      print_json(figures);
+      continue;
+    }
+    print_out(fmt::format("{} requests/s asked: {}", rate, serving_table(figures)));
+    if (!load.first_error().empty()) print_out(fmt::format("first error: {}\n", load.first_error()));
+  }
+}
+
+}  // namespace
+
+void add_bench_serve(CLI::App& bench) {
+  auto flags = std::make_shared<BenchServeFlags>();
+  CLI::App* command = bench.add_subcommand("serve", "load a running server (any with OpenAI's API)");
+  command->add_option("--url", flags->url, "http://host:port")->check(not_empty())->capture_default_str();
+  command->add_option("--model", flags->model, "what the server calls the model; its first one by default")
+      ->check(not_empty());
+  command->add_option("--api-key-file", flags->api_key_file, "file whose first line is the key")
+      ->check(not_empty());
+  flags->workload.add_to(*command);
+  command
+      ->add_option("--request-rate", flags->rates,
+                   "requests a second, a Poisson process; inf = all at once; trace = as the trace has them; "
+                   "several: one run each")
+      ->delimiter(',')
+      ->check(request_rate())
+      ->capture_default_str();
+  command->add_option("--max-concurrency", flags->max_concurrency, "requests at the same time")
+      ->check(whole_number_in(1, kMostThreads))
+      ->capture_default_str();
+  command->add_option("--endpoint", flags->endpoint, "completions or chat")
+      ->check(CLI::IsMember({"completions", "chat"}))
+      ->capture_default_str();
+  command->add_flag("--ignore-eos", flags->ignore_eos,
+                    "ask for answers of full length (vLLM and spinfer understand it)");
+  command->add_option("--seed", flags->seed, "of prompts and arrivals")->capture_default_str();
+  command->add_flag("--json", flags->json, "one JSON object a line and run on stdout, nothing else");
+  command->callback([flags] { run_bench_serve(*flags); });
+}
+
+}  // namespace spinfer

@@ -1,0 +1,70 @@
+#include "engine/apps/serving_figures.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "engine/apps/generation_run.h"
+
+namespace spinfer {
+namespace {
+
+constexpr const char* kSeries[][2] = {{"ttft_ms", "time to first token"},
+                                      {"tpot_ms", "time per output token"},
+                                      {"itl_ms", "between pieces"},
+                                      {"e2el_ms", "whole request"}};
+
+void add_series(nlohmann::json& figures, const std::string& name, const std::vector<double>& seconds) {
+  const double sum = std::accumulate(seconds.begin(), seconds.end(), 0.0);
+  figures["mean_" + name] = seconds.empty() ? 0 : sum / double(seconds.size()) * 1e3;
+  figures["median_" + name] = quantile(seconds, 0.5) * 1e3;
+  figures["p99_" + name] = quantile(seconds, 0.99) * 1e3;
+}
+
+}  // namespace
+
+nlohmann::json serving_json(const ServingRun& run) {
+  std::vector<double> ttft, tpot, itl, e2el;
+  int64_t input = 0, output = 0;
+  for (const RequestFigures& request : run.requests) {
+    ttft.push_back(request.first_token);
+    e2el.push_back(request.end);
+    if (request.output_tokens > 1)
+      tpot.push_back((request.end - request.first_token) / double(request.output_tokens - 1));
+    itl.insert(itl.end(), request.gaps.begin(), request.gaps.end());
+    input += request.input_tokens;
+    output += request.output_tokens;
+  }
+  const auto rate = [&](double count) { return run.seconds > 0 ? count / run.seconds : 0; };
+  nlohmann::json figures{{"completed", run.requests.size()},
+                         {"failed", run.failed},
+                         {"duration_s", run.seconds},
+                         {"total_input_tokens", input},
+                         {"total_output_tokens", output},
+                         {"request_throughput", rate(double(run.requests.size()))},
+                         {"output_throughput", rate(double(output))},
+                         {"total_token_throughput", rate(double(input + output))}};
+  add_series(figures, kSeries[0][0], ttft);
+  add_series(figures, kSeries[1][0], tpot);
+  add_series(figures, kSeries[2][0], itl);
+  add_series(figures, kSeries[3][0], e2el);
+  return figures;
+}
+
+std::string serving_table(const nlohmann::json& figures) {
+  const auto value = [&](const std::string& name) { return figures.at(name).get<double>(); };
+  std::string text = fmt::format(
+      "{} requests answered, {} failed, in {:.1f} s: {:.2f} requests/s, {:.1f} output tokens/s, {:.1f} "
+      "tokens/s\n",
+      figures.at("completed").get<int64_t>(), figures.at("failed").get<int64_t>(), value("duration_s"),
+      value("request_throughput"), value("output_throughput"), value("total_token_throughput"));
+  text += fmt::format("{:<24}{:>12}{:>12}{:>12}\n", "ms", "mean", "median", "P99");
+  for (const auto& [name, label] : kSeries) {
+    text += fmt::format("{:<24}{:>12.2f}{:>12.2f}{:>12.2f}\n", label, value(fmt::format("mean_{}", name)),
+                        value(fmt::format("median_{}", name)), value(fmt::format("p99_{}", name)));
+  }
+  return text;
+}
+
+}  // namespace spinfer

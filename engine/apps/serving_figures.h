@@ -1,0 +1,31 @@
+// The figures of the serving benchmarks, from the times of their requests. One source for text and JSON.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+namespace spinfer {
+
+/// One request, in seconds since it was due or sent.
+struct RequestFigures {
+  double first_token = 0;
+  double end = 0;
+  std::vector<double> gaps;  ///< between the arrivals of its later pieces
+  int64_t input_tokens = 0;
+  int64_t output_tokens = 0;
+};
+
+struct ServingRun {
+  std::vector<RequestFigures> requests;  ///< those that were answered
+  int64_t failed = 0;
+  double seconds = 0;  ///< from the first request to the last answer
+};
+
+/// completed, failed, duration_s, request_throughput, output_throughput, total_token_throughput, and mean_,
+/// median_ and p99_ of ttft_ms, tpot_ms, itl_ms and e2el_ms.
+nlohmann::json serving_json(const ServingRun& run);
+std::string serving_table(const nlohmann::json& figures);
+
+}  // namespace spinfer

@@ -1,0 +1,147 @@
+#include "engine/apps/workload.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <optional>
+#include <random>
+
+#include "engine/apps/options.h"
+#include "kernels/check.h"
+
+namespace spinfer {
+namespace {
+
+constexpr int kDefaultPrompts = 200;
+constexpr int kMostTokens = 1 << 20;
+
+std::vector<std::string_view> split(std::string_view line, char by) {
+  std::vector<std::string_view> parts;
+  for (;;) {
+    const size_t at = line.find(by);
+    parts.push_back(line.substr(0, at));
+    if (at == std::string_view::npos) return parts;
+    line.remove_prefix(at + 1);
+  }
+}
+
+template <class T>
+std::optional<T> number(std::string_view text) {
+  T value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+/// Seconds since some fixed moment.
+std::optional<double> time_of(std::string_view text) {
+  if (const auto seconds = number<double>(text)) return seconds;
+  if (text.size() < 19 || text[4] != '-' || text[7] != '-' || text[13] != ':' || text[16] != ':')
+    return std::nullopt;
+  const auto field = [&](size_t at, size_t size) { return number<int>(text.substr(at, size)); };
+  const auto year = field(0, 4), month = field(5, 2), day = field(8, 2), hour = field(11, 2),
+             minute = field(14, 2);
+  const auto second = number<double>(text.substr(17));
+  if (!year || !month || !day || !hour || !minute || !second) return std::nullopt;
+  const std::chrono::year_month_day date{std::chrono::year(*year), std::chrono::month(unsigned(*month)),
+                                         std::chrono::day(unsigned(*day))};
+  if (!date.ok()) return std::nullopt;
+  const auto days = std::chrono::sys_days(date).time_since_epoch().count();
+  return double(days) * 86400 + *hour * 3600 + *minute * 60 + *second;
+}
+
+void set_arrivals(std::vector<WorkItem>& items, const std::string& rate, uint64_t seed) {
+  if (rate == "trace") return;
+  std::mt19937_64 random(seed);
+  double now = 0;
+  for (WorkItem& item : items) {
+    item.arrival = now;
+    if (rate != "inf") now += std::exponential_distribution<double>(*number<double>(rate))(random);
+  }
+}
+
+}  // namespace
+
+void WorkloadFlags::add_to(CLI::App& command) {
+  const auto count = whole_number_in(1, kMostTokens);
+  command.add_option("--num-prompts", num_prompts, "requests; 0 = 200, or the whole trace")
+      ->check(whole_number_in(0, 1 << 24))
+      ->capture_default_str();
+  command.add_option("--input-len", input_len, "prompt tokens of each request")
+      ->check(count)
+      ->capture_default_str();
+  command.add_option("--output-len", output_len, "new tokens of each request")
+      ->check(count)
+      ->capture_default_str();
+  command
+      .add_option(
+          "--trace", trace,
+          "CSV with TIMESTAMP, ContextTokens and GeneratedTokens: lengths (and with --request-rate trace "
+          "times) of the requests")
+      ->check(not_empty());
+}
+
+CLI::Validator request_rate() {
+  return CLI::Validator(
+      [](std::string& text) -> std::string {
+        const auto value = number<double>(text);
+        if (text == "inf" || text == "trace" || (value && std::isfinite(*value) && *value > 0)) return {};
+        return fmt::format("'{}' is neither a number of requests a second, inf nor trace", text);
+      },
+      "RATE");
+}
+
+std::vector<WorkItem> parse_trace(const std::string& text, const std::string& name) {
+  std::vector<WorkItem> items;
+  std::optional<size_t> time_column, input_column, output_column;
+  size_t line_number = 0;
+  double first = 0;
+  for (std::string_view line : split(text, '\n')) {
+    if (line.ends_with('\r')) line.remove_suffix(1);
+    ++line_number;
+    if (line.empty()) continue;
+    const std::vector<std::string_view> cells = split(line, ',');
+    if (line_number == 1) {
+      for (size_t i = 0; i < cells.size(); ++i) {
+        if (cells[i] == "TIMESTAMP") time_column = i;
+        if (cells[i] == "ContextTokens") input_column = i;
+        if (cells[i] == "GeneratedTokens") output_column = i;
+      }
+      check(time_column && input_column && output_column,
+            "{}: the first line must name the columns TIMESTAMP, ContextTokens and GeneratedTokens", name);
+      continue;
+    }
+    check(cells.size() > std::max({*time_column, *input_column, *output_column}), "{} line {}: too few cells",
+          name, line_number);
+    const auto time = time_of(cells[*time_column]);
+    const auto input = number<int>(cells[*input_column]), output = number<int>(cells[*output_column]);
+    check(time && std::isfinite(*time) && input && *input >= 0 && *input <= kMostTokens && output &&
+              *output >= 0 && *output <= kMostTokens,
+          "{} line {}: needs a time and two numbers of tokens from 0 to {}", name, line_number, kMostTokens);
+    if (items.empty()) first = *time;
+    items.push_back({*time - first, std::max(1, *input), std::max(1, *output)});
+  }
+  check(!items.empty(), "{}: holds no requests", name);
+  std::ranges::stable_sort(items, {}, &WorkItem::arrival);
+  return items;
+}
+
+std::vector<WorkItem> make_workload(const WorkloadFlags& flags, const std::string& rate, uint64_t seed) {
+  std::vector<WorkItem> items;
+  if (flags.trace.empty()) {
+    if (rate == "trace") throw UsageError("--request-rate trace: needs --trace FILE.csv");
+    items.assign(size_t(flags.num_prompts > 0 ? flags.num_prompts : kDefaultPrompts),
+                 {0, flags.input_len, flags.output_len});
+  } else {
+    items = parse_trace(read_text(flags.trace), flags.trace);
+    if (flags.num_prompts > 0 && size_t(flags.num_prompts) < items.size())
+      items.resize(size_t(flags.num_prompts));
+  }
+  set_arrivals(items, rate, seed);
+  return items;
+}
+
+}  // namespace spinfer
