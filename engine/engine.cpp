@@ -238,8 +238,9 @@ bool Engine::State::queue_step() {
     if (request.times.first_scheduled == 0) request.times.first_scheduled = seconds_since(request.arrived);
   }
   if (++steps == options.fail_at_step) fail("injected fault in step {}", steps);
+  if (const auto idle_since = std::exchange(device_idle_since, {}))
+    step.host_gap = seconds_since(*idle_since);
   on_all([&](Runner& runner) { runner.submit(step.batch); });
-  if (const auto idle_since = std::exchange(device_idle_since, {})) step.host_gap = seconds_since(*idle_since);
   scheduler.complete(decision);
   const std::vector<RequestId>& samples = step.batch.sample_ids;
   for (size_t row = 0; row < samples.size(); ++row) scheduler.append_pending(samples[row], int32_t(row));

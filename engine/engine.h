@@ -86,7 +86,7 @@ struct StepStats {
   int prefill_tokens = 0;
   int decode_tokens = 0;
   double seconds = 0;
-  double host_gap_seconds = 0;  ///< before it the device had nothing queued, waiting for the host
+  double host_gap_seconds = 0;  ///< before it was handed to a device that had nothing else to do
 };
 
 class Engine {

@@ -39,6 +39,14 @@ else
   echo "setup: installed ${#missing[@]} packages"
 fi
 
+# For the test of the server's page, which skips without it.
+if [ "${1:-}" != "--check" ] && ! command -v chromium-headless-shell chromium >/dev/null; then
+  as_root=()
+  [ "$(id -u)" -eq 0 ] || as_root=(sudo -n)
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    chromium-headless-shell >/dev/null 2>&1 || echo "setup: no chromium-headless-shell, the page's test will skip"
+fi
+
 if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
   echo "setup: CUDA compiler found, the GPU backend will be built"
 else

@@ -21,6 +21,7 @@ const Buckets kFirstTokenBuckets = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 const Buckets kTokenBuckets = {0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015,
                                0.02,   0.03,  0.05,  0.1,   0.25,  0.5,    1};
 const Buckets kEndBuckets = {0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300};
+const Buckets kGapBuckets = {0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.1};
 const Buckets kStepBuckets = {0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5};
 
 /// One value with at most one label.
@@ -56,6 +57,7 @@ struct ServeMetrics::State {
   Histogram tpot{kTokenBuckets};
   Histogram e2e{kEndBuckets};
   Histogram step{kStepBuckets};
+  Histogram host_gap{kGapBuckets};
   std::array<double, kReasons.size()> ended = {};
 };
 
@@ -71,7 +73,9 @@ void ServeMetrics::count_end(FinishReason reason, const ChoiceTimes& times) {
 }
 
 void ServeMetrics::count_step(const StepStats& step) {
-  if (step.decode_tokens + step.prefill_tokens > 0) state_->step.Observe(step.seconds);
+  if (step.decode_tokens + step.prefill_tokens == 0) return;
+  state_->step.Observe(step.seconds);
+  state_->host_gap.Observe(step.host_gap_seconds);
 }
 
 std::string ServeMetrics::text(const EngineStatus& engine, const HttpCounts& http) const {
@@ -118,7 +122,9 @@ std::string ServeMetrics::text(const EngineStatus& engine, const HttpCounts& htt
       family("spinfer_ttft_seconds", "Time to first token, from a request's arrival", state_->ttft),
       family("spinfer_tpot_seconds", "Time per output token after the first", state_->tpot),
       family("spinfer_e2e_seconds", "Time from a request's arrival to its end", state_->e2e),
-      family("spinfer_step_seconds", "Time of one engine step", state_->step)};
+      family("spinfer_step_seconds", "Time of one engine step", state_->step),
+      family("spinfer_host_gap_seconds", "Time before a step in which the device waited for the host",
+             state_->host_gap)};
   return prometheus::TextSerializer().Serialize(families);
 }
 

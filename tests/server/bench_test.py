@@ -1,0 +1,144 @@
+"""bench throughput, bench serve and chat as users run them."""
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+import unittest
+
+import live
+from program import LLAMA, ProgramTest, command
+
+TRACE = ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,20,5\n2023-11-16 18:15:46.9805900,30,8\n"
+         "2023-11-16 18:15:47.0805900,900,4\n")
+SERIES = [f"{kind}_{name}_ms" for kind in ("mean", "median", "p99") for name in ("ttft", "tpot", "itl", "e2el")]
+
+
+class Throughput(ProgramTest):
+    def test_synthetic_with_a_dense_baseline(self):
+        done = self.json("bench", "throughput", "-m", LLAMA, "--num-prompts", 12, "--input-len", 10, "--output-len", 6,
+                         "--baseline", "dense")
+        for figures in (done["sparse"], done["dense"]):
+            self.assertEqual((figures["completed"], figures["failed"]), (12, 0))
+            self.assertEqual(figures["total_input_tokens"], 120)
+            self.assertEqual(figures["total_output_tokens"], 72)
+            for name in [*SERIES, "request_throughput", "output_throughput", "duration_s"]:
+                self.assertGreater(figures[name], 0, name)
+            self.assertLess(figures["host_gap_ms_mean"], figures["decode_step_ms_mean"])
+            self.assertGreaterEqual(figures["p99_ttft_ms"], figures["median_ttft_ms"])
+        self.assertGreater(done["speedup"], 0)
+
+    def test_a_trace_and_its_times(self):
+        trace = self.file("trace.csv", TRACE)
+        figures = self.json("bench", "throughput", "-m", LLAMA, "--trace", trace, "--request-rate", "trace")["sparse"]
+        self.assertEqual(figures["completed"], 3)
+        self.assertEqual(figures["total_output_tokens"], 17)
+        self.assertEqual(figures["total_input_tokens"], 20 + 30 + 508)
+        self.assertEqual(figures["requests_cut_to_model"], 1)
+        self.assertGreater(figures["duration_s"], 0.4)
+        figures = self.json("bench", "throughput", "-m", LLAMA, "--trace", trace, "--num-prompts", 2)["sparse"]
+        self.assertEqual(figures["completed"], 2)
+
+    def test_bad_input(self):
+        for status, says, arguments in (
+                (2, "--trace", ["--request-rate", "trace"]),
+                (2, "--request-rate", ["--request-rate", "0"]),
+                (2, "--request-rate", ["--request-rate", "nan"]),
+                (2, "--input-len", ["--input-len", 0]),
+                (1, "/nowhere", ["--trace", "/nowhere"]),
+                (1, "first line", ["--trace", self.file("a.csv", "a,b\n1,2\n")]),
+                (1, "line 3", ["--trace", self.file("b.csv", TRACE.splitlines()[0] + "\n1,2,3\n1,x,3\n")]),
+                (1, "line 2", ["--trace", self.file("c.csv", TRACE.splitlines()[0] + "\n2023-13-01 00:00:00,2,3\n")]),
+                (1, "holds no", ["--trace", self.file("d.csv", TRACE.splitlines()[0] + "\n")])):
+            self.refused(status, ["bench", "throughput", "-m", LLAMA, *arguments], says=says)
+        self.refused(2, ["bench", "throughput"], says="-m")
+
+
+class Serve(ProgramTest):
+    def test_against_our_server(self):
+        keys = self.file("keys", "sk-x\n")
+        with live.Server("--api-key-file", keys, model=live.model_with_chat(self.tmp)) as server:
+            lines = self.ok("bench", "serve", "--url", server.url + "/v1", "--api-key-file", keys, "--num-prompts", 10,
+                            "--input-len", 12, "--output-len", 5, "--ignore-eos", "--request-rate", "inf,50", "--json")
+            runs = [json.loads(line) for line in lines.splitlines()]
+            self.assertEqual([run["request_rate"] for run in runs], ["inf", "50"])
+            for run in runs:
+                self.assertEqual((run["completed"], run["failed"]), (10, 0), run)
+                self.assertEqual((run["total_input_tokens"], run["total_output_tokens"]), (120, 50))
+                for name in SERIES:
+                    self.assertGreater(run[name], 0, name)
+            text = self.ok("bench", "serve", "--url", server.url, "--api-key-file", keys, "--num-prompts", 4,
+                           "--input-len", 12, "--output-len", 5, "--endpoint", "chat", "--max-concurrency", 2)
+            self.assertIn(b"4 requests answered, 0 failed", text)
+            self.refused(1, ["bench", "serve", "--url", server.url], says="status 401")
+
+    def test_bad_urls(self):
+        for status, url in ((2, "https://a"), (2, "ftp://a"), (2, "http://"), (2, "http://a:x"), (1, "http://127.0.0.1:1"),
+                            (1, "http://nowhere.invalid")):
+            self.refused(status, ["bench", "serve", "--url", url])
+
+
+class Chat(ProgramTest):
+    def test_turns_from_a_pipe(self):
+        model = live.model_with_chat(self.tmp)
+        turns = 'Hello\\\nthere\n\n"""\ntwo\nlines\n"""\n/clear\nagain'
+        lines = self.ok("chat", "-m", model, "--temp", 0, "-n", 8, "--json", "--system", "Be kind.",
+                        stdin=turns.encode()).splitlines()
+        answers = [json.loads(line) for line in lines]
+        self.assertEqual(len(answers), 3)
+        prompt = "system: Be kind.\nuser: Hello\nthere\nassistant:"
+        said = self.json("generate", "-m", LLAMA, "-p", prompt, "-n", 8, "--temp", 0)["outputs"][0]
+        self.assertEqual(answers[0]["content"], said["text"])
+        self.assertEqual(answers[0]["usage"]["prompt_tokens"], len(said["prompt_ids"]))
+        self.assertGreater(answers[1]["usage"]["prompt_tokens"], answers[2]["usage"]["prompt_tokens"])
+
+    def test_refusals(self):
+        self.refused(1, ["chat", "-m", LLAMA], says="no chat template")
+        model = live.model_with_chat(self.tmp)
+        self.refused(1, ["chat", "-m", model], says="the model takes 512", stdin=b"word " * 600 + b"\n")
+
+    def test_ctrl_c_stops_the_answer_and_not_the_program(self):
+        model = live.model_with_chat(self.tmp)
+        master, slave = pty.openpty()
+        process = subprocess.Popen(command("chat", "-m", model, "-n", 480, "--ignore-eos", "-t", 1), stdin=slave, stdout=slave,
+                                   stderr=slave, start_new_session=True)
+        os.close(slave)
+        seen = b""
+
+        def after(text, typed):
+            return text.partition(typed + b"\r\n")[2]
+
+        def wait_for(enough, seconds=30):
+            nonlocal seen
+            end = time.monotonic() + seconds
+            while not enough(seen):
+                self.assertLess(time.monotonic(), end, seen)
+                if select.select([master], [], [], 0.2)[0]:
+                    seen += os.read(master, 65536)
+
+        try:
+            wait_for(lambda text: text.endswith(b"> "))
+            os.write(master, b"Tell me a story\n")
+            wait_for(lambda text: len(after(text, b"story")) > 40)
+            process.send_signal(signal.SIGINT)
+            wait_for(lambda text: after(text, b"story").endswith(b"\n> "))
+            self.assertIsNone(process.poll())
+            os.write(master, b"And another\n")
+            wait_for(lambda text: len(after(text, b"another")) > 40)
+            process.send_signal(signal.SIGINT)
+            wait_for(lambda text: after(text, b"another").endswith(b"\n> "))
+            process.send_signal(signal.SIGINT)
+            wait_for(lambda text: b"leaves)" in after(text, b"another"))
+            os.write(master, b"\x04")
+            self.assertEqual(process.wait(20), 0)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(master)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)
