@@ -83,16 +83,16 @@ PY
     note "$name" "done"
   else failed+=("$name"); note "$name" "FAILED: $(tail -1 "$logs/$name.log")"; fi
 }
-if wanted engine; then
-  if timeout 120 "$(find_program engine_gpu_tests)" >"$logs/engine.log" 2>&1; then note engine "$(grep -c '^\[       OK' "$logs/engine.log") passed"
-  else failed+=(engine); note engine "FAILED: $(grep -m3 'Failure' -A12 "$logs/engine.log" | head -30)"; fi
-fi
 if wanted latency; then
   run_latency llama-2-7b llama-2-7b --batch-size 1,8,16,32 --input-len 64 --output-len 256 --baseline dense --breakdown
-  run_latency opt-13b opt-13b --batch-size 1,8,16,32 --input-len 64 --output-len 256 --baseline dense --breakdown
+  run_latency opt-13b opt-13b --batch-size 1,8,16,32 --input-len 64 --output-len 256 --baseline dense
   run_latency opt-30b opt-30b --batch-size 8 --input-len 64 --output-len 256 --baseline dense
   run_latency opt-13b_length256 opt-13b --batch-size 16 --input-len 64 --output-len 192 --baseline dense
   run_latency llama-2-7b_prompt2048 llama-2-7b --batch-size 1 --input-len 2048 --output-len 16 --baseline dense
+fi
+if wanted engine; then
+  if timeout 120 "$(find_program engine_gpu_tests)" >"$logs/engine.log" 2>&1; then note engine "$(grep -c '^\[       OK' "$logs/engine.log") passed"
+  else failed+=(engine); note engine "FAILED: $(grep -m3 'Failure' -A12 "$logs/engine.log" | head -30)"; fi
 fi
 
 echo "== geometric mean of the speed-up over the better cuBLAS, by kernel, n and sparsity =="
