@@ -22,16 +22,19 @@ double step_ms(Engine& engine, const std::vector<Prompt>& prompts) {
 StepBreakdown measure_breakdown(Engine& engine, std::vector<Prompt> prompts) {
   for (Prompt& prompt : prompts) prompt.params.max_tokens = std::min(prompt.params.max_tokens, kTokens);
   StepBreakdown breakdown;
+  std::array<double, size_t(OpKind::count_)> without{};
   breakdown.step_ms = step_ms(engine, prompts);
-  double explained = 0;
-  for (size_t kind = 0; kind < breakdown.ms.size(); ++kind) {
+  for (size_t kind = 0; kind < without.size(); ++kind) {
     engine.leave_out(1u << kind);
-    const double without = step_ms(engine, prompts);
-    breakdown.ms[kind] = std::max(0.0, breakdown.step_ms - without);
-    explained += breakdown.ms[kind];
+    without[kind] = step_ms(engine, prompts);
   }
   engine.leave_out(0);
-  breakdown.gaps_ms = breakdown.step_ms - explained;
+  breakdown.step_ms = std::min(breakdown.step_ms, step_ms(engine, prompts));  // clocks drift
+  breakdown.gaps_ms = breakdown.step_ms;
+  for (size_t kind = 0; kind < without.size(); ++kind) {
+    breakdown.ms[kind] = std::max(0.0, breakdown.step_ms - without[kind]);
+    breakdown.gaps_ms -= breakdown.ms[kind];
+  }
   return breakdown;
 }
 
