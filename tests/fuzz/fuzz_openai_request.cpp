@@ -1,4 +1,5 @@
-// Bodies of requests: whatever the bytes, each parser accepts them or throws one line, whose error document is JSON.
+// Bodies of requests: whatever the bytes, each parser accepts them or throws one line, whose error document
+// is JSON.
 #include <cstdint>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
@@ -30,7 +31,8 @@ void parse_one(Parse&& parse) {
 void use(const GenerationRequest& request) {
   require(request.n >= 1 && request.n <= kMaxChoices);
   require(request.chat ? !request.messages.empty() && request.messages.size() <= kMaxMessages
-                       : !request.prompts.empty() && request.prompts.size() * size_t(request.n) <= size_t{kMaxChoices});
+                       : !request.prompts.empty() &&
+                             request.prompts.size() * size_t(request.n) <= size_t{kMaxChoices});
   require(!request.max_tokens || *request.max_tokens >= 1);
   require(request.params.logprobs <= kMaxTopLogprobs);
   check_sampling_params(request.params);
