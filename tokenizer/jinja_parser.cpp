@@ -85,10 +85,10 @@ class Parser {
     for (;;) {
       const Token& token = current();
       if (token.kind == TokenKind::text) {
-        add(statements, token.line).emplace<Text>(next().text);
+        add(statements, token.line).emplace<Text>(Text{next().text});
       } else if (token.kind == TokenKind::print_begin) {
         next();
-        add(statements, token.line).emplace<Print>(tuple());
+        add(statements, token.line).emplace<Print>(Print{tuple()});
         expect(TokenKind::print_end, "}}");
       } else if (token.kind == TokenKind::block_begin) {
         const std::string& word = tokens_[at_ + 1].text;
@@ -137,7 +137,7 @@ class Parser {
     } else if (word == "break" || word == "continue") {
       if (loops_ == 0) fail_at(line, fmt::format("'{}' outside of a loop", word));
       expect(TokenKind::block_end, "%}");
-      add(out, line).emplace<LoopControl>(word == "break");
+      add(out, line).emplace<LoopControl>(LoopControl{word == "break"});
     } else {
       fail_at(line, fmt::format("'{}' is not supported", word.substr(0, 40)));
     }
