@@ -46,6 +46,7 @@ struct GpuBenchRow {
   double rel_error = 0;      ///< against fp32 accumulation, on a sample of rows
   int64_t packed_bytes = 0;  ///< the size formula
   int64_t device_bytes = 0;  ///< what the kernel's layout takes
+  double prepare_gbps = 0;   ///< formula bytes on the device over the time to make that layout of them, at load
   std::string dense_algorithm;
   std::vector<double> samples_us, dense_samples_us;  ///< one per batch
 };

@@ -3,8 +3,8 @@
 #
 #   scripts/gpu_check.sh [--bin DIR] [--out DIR] [--archive FILE] [--only PART,…]
 #
-# --bin      folder of the built programs (default: build). A folder with gpu_tests and gpu_linear_bench side by side does
-#            too, for machines that cannot build the tree.
+# --bin      folder of the built programs (default: build). A folder with gpu_tests, cuda_ops_tests, engine_gpu_tests and
+#            gpu_linear_bench side by side does too, for machines that cannot build the tree.
 # --out      where results go (default: $OUT, else gpu_check_results): NAME.json of each bench, summary.txt, logs/
 # --archive  a .tar.gz of all that, rewritten after every part
 # --only     some of tests,large,prefill,small,baselines,sanitizer (the default, in this order) and paper (the 31 matrices
@@ -27,7 +27,12 @@ done
 mkdir -p "$out/logs"
 logs=$out/logs
 commit=${SPINFER_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}
-find_program() { for p in "$bin/$1" "$bin/tests/kernels/$1" "$bin/tests/engine/$1" "$bin/kernels/bench/$1"; do [ -x "$p" ] && echo "$p" && return; done; echo "$bin/$1"; }
+find_program() {
+  for p in "$bin/$1" "$bin/tests/kernels/$1" "$bin/tests/engine/$1" "$bin/kernels/bench/$1"; do
+    [ -x "$p" ] && echo "$p" && return
+  done
+  echo "$bin/$1"
+}
 tests=$(find_program gpu_tests) bench=$(find_program gpu_linear_bench)
 export LD_LIBRARY_PATH=$bin:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-}
 wanted() { case ,$only, in *,$1,*) return 0 ;; *) return 1 ;; esac }
@@ -37,10 +42,15 @@ note() { summary+=("$(printf '%-22s %s' "$1" "$2")"); echo "$SECONDS s: ${summar
 
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv,noheader | tee "$logs/gpu.txt" || failed+=(nvidia-smi)
 
+run_tests() {  # program; a test without its model or its second GPU skips itself
+  local log=$logs/$1.log
+  if timeout 60 "$(find_program "$1")" >"$log" 2>&1; then
+    note "$1" "$(grep -c '^\[       OK' "$log") passed, $(grep -c '^\[  SKIPPED \].*ms)$' "$log") skipped"
+  else failed+=("$1"); note "$1" "FAILED: $(grep -m3 'Failure' -A12 "$log" | head -30)"; fi
+}
 if wanted tests; then
-  if timeout 60 "$tests" >"$logs/tests.log" 2>&1; then note tests "$(grep -c '^\[       OK' "$logs/tests.log") passed"
-  else failed+=(tests); note tests "FAILED: $(grep -m3 'Failure' -A12 "$logs/tests.log" | head -30)"; fi
-  grep -E '^  (dense|smbd|stream|scratch|fused) ' "$logs/tests.log" |
+  for program in gpu_tests cuda_ops_tests engine_gpu_tests; do run_tests $program; done
+  grep -E '^  (dense|smbd|stream|scratch|fused) ' "$logs/gpu_tests.log" |
     awk '{n[$1]+=$2; if ($NF+0>e[$1]+0) e[$1]=$NF} END {for (k in n) printf "  %-8s %5d cases, largest relative error %s\n", k, n[k], e[k]}' |
     tee "$logs/tests_summary.txt"
 fi
@@ -99,15 +109,15 @@ echo "== geometric mean of the speed-up over the better cuBLAS, by kernel, n and
 python3 - "$out" <<'PY' | tee "$out/summary.txt"
 import glob, json, math, os, sys
 for path in sorted(glob.glob(os.path.join(sys.argv[1], "*.json"))):
-    groups = {}
-    worst = 0
     rows = [r for r in json.load(open(path)).get("rows", []) if "kernel" in r]
     if not rows:
         continue
+    groups = {}
     for r in rows:
         groups.setdefault((r["kernel"], r["n"]), {}).setdefault(r["sparsity"], []).append(r["speedup"])
-        worst = max(worst, r["rel_error"])
-    print(f"{os.path.basename(path)}: largest relative error {worst:.1e}")
+    worst = max(r["rel_error"] for r in rows)
+    slowest = min((r["prepare_gbps"] for r in rows if r.get("prepare_gbps")), default=0)
+    print(f"{os.path.basename(path)}: largest relative error {worst:.1e}, slowest layout build {slowest:.0f} GB/s")
     for (kernel, n), by in sorted(groups.items()):
         cells = "  ".join(f"{round(s * 100)}%: {math.exp(sum(map(math.log, v)) / len(v)):.3f}" for s, v in sorted(by.items()))
         print(f"  {kernel:14} n={n:<5} {cells}")

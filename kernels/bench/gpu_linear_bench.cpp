@@ -44,6 +44,7 @@ std::string to_json(const GpuBenchReport& report, bool rows_only) {
                     {"kernel", r.kernel},
                     {"packed_bytes", r.packed_bytes},
                     {"device_bytes", r.device_bytes},
+                    {"prepare_gbps", r.prepare_gbps},
                     {"dense_algorithm", r.dense_algorithm},
                     {"samples_us", r.samples_us},
                     {"dense_samples_us", r.dense_samples_us}});

@@ -73,8 +73,8 @@ double measure_read_gbps(Context& context) {
     SPINFER_CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
     if (i > 0) best = std::min(best, ms);  // the first pass warms up
   }
-  cudaEventDestroy(end);
-  cudaEventDestroy(begin);
+  SPINFER_CUDA_CHECK(cudaEventDestroy(end));
+  SPINFER_CUDA_CHECK(cudaEventDestroy(begin));
   return double(bytes) / best * 1e-6;
 }
 

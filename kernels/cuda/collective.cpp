@@ -79,6 +79,8 @@ Group::~Group() {
 void Group::destroy(Rank& rank) noexcept {
   const std::lock_guard lock(rank.mutex);
   if (!rank.comm) return;
+  // Nobody is left to tell of an error, and one would not be news: this runs when a rank has failed, or at
+  // the end.
   cudaSetDevice(rank.ordinal);
   nccl_.comm_abort(rank.comm);
   rank.comm = nullptr;

@@ -67,6 +67,8 @@ Context::Context(const DeviceOptions& options)
   op_state_ = std::make_unique<OpState>();
 }
 
+/// A destructor cannot throw, and an error here is one that an earlier call has reported: statuses are not
+/// looked at.
 Context::~Context() {
   cudaSetDevice(ordinal_);
   cudaStreamSynchronize(stream_);

@@ -127,7 +127,7 @@ LinearProblem problem_of(const Linear& weight, int n) {
   if (const StripStream* streams = streams_of(weight)) {
     problem.streams = true;
     problem.chunks = streams->view.shape.chunks;
-    problem.max_height = streams->view.max_height;
+    problem.max_chunk_rows = streams->view.max_chunk_rows;
   }
   return problem;
 }

@@ -36,7 +36,7 @@ bool can_run(LinearKernel kernel, const LinearProblem& p, const GpuFacts& gpu) {
     case LinearKernel::stream:
       return hopper && p.streams && p.n <= kDecodeTokens;
     case LinearKernel::fused:
-      return hopper && p.streams && plan_prefill({p.m, p.k, p.chunks}, p.max_height, p.n, gpu).runs();
+      return hopper && p.streams && plan_prefill({p.m, p.k, p.chunks}, p.max_chunk_rows, p.n, gpu).runs();
   }
   return false;
 }

@@ -26,7 +26,7 @@ struct LinearProblem {
   bool canonical = false;  ///< the TCA-BME arrays are on the device
   bool streams = false;    ///< the strip streams are
   int chunks = 1;          ///< per strip, of the streams
-  int max_height = 0;      ///< of a chunk of the streams
+  int max_chunk_rows = 0;  ///< of the streams
 };
 
 /// False where this build has no sm_90a code.

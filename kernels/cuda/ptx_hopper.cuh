@@ -45,6 +45,11 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
+/// __syncthreads for warps that come to it from different places.
+__device__ inline void meet_block() {
+  asm volatile("barrier.sync 0;" ::: "memory");
+}
+
 /// Orders this thread's ordinary accesses to shared memory before what the copy engine and wgmma do to it
 /// next.
 __device__ inline void fence_async_proxy() {
@@ -80,11 +85,14 @@ __device__ inline void copy_async_8(uint32_t shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared), "l"(global) : "memory");
 }
 
-/// Sees what was written before the atomics that made the value.
-__device__ inline uint32_t load_acquire(const uint32_t* global) {
+/// What other blocks' atomics have made of the value. `fence_acquire` before what they wrote is read.
+__device__ inline uint32_t load_relaxed(const uint32_t* global) {
   uint32_t value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(global) : "memory");
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(global) : "memory");
   return value;
+}
+__device__ inline void fence_acquire() {
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 /// Adds; orders what its warp wrote before, and what it reads after.
 __device__ inline uint32_t add_acquire_release(uint32_t* global, uint32_t value) {

@@ -22,7 +22,7 @@ inline constexpr int kStreamMaxTokens = 64;
 struct StripStream {
   StripStreamView view;         ///< device pointers
   uint32_t* tickets = nullptr;  ///< [strips], device, zero between launches
-  int warps = 12;               ///< strips a thread block works on; fixed per weight, see plan_strip_layout
+
   int64_t device_bytes = 0;     ///< all of it
   std::vector<std::shared_ptr<const void>> storage;
 };
@@ -32,7 +32,7 @@ struct StripStream {
 StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& device_matrix);
 /// The same with a cut of the caller's, for tests and tuning.
 StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& device_matrix,
-                                        StripLayoutPlan layout);
+                                        int chunks);
 
 /// One multiplication. Device pointers.
 struct SpmmArgs {

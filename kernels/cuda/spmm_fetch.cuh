@@ -1,4 +1,4 @@
-// The helper warps of the Hopper SpMM (spmm_stream.cu): they bring chunks of strips and X into shared memory.
+// How the Hopper SpMM (spmm_stream.cu) brings weights and X into shared memory.
 #pragma once
 
 #include "kernels/cuda/ptx.cuh"
@@ -7,119 +7,114 @@
 
 namespace spinfer::cuda::spmm {
 
-/// One multiplying warp's chunks as a fetch warp sees them. The directory is read one chunk ahead.
-struct ChunkSource {
-  const uint32_t* entry_pointer = nullptr;  // lanes 0 … 3: the heights' words, others: the offset
-  uint32_t entry_word = 0;
-  int strip = 0;
+/// A multiplying warp's records, one a unit, into its two slots. All lanes have the same counts; one starts
+/// the copies.
+struct RecordFeed {
+  const uint8_t* from;
+  ChunkWalk walk;
+  int left;
+  int64_t to_next_team;  // from a strip's end to the beginning of the warp's next
 
-  ChunkSource() = default;
-  __device__ ChunkSource(const Problem& p, int strip, int chunk, int lane) : strip(strip) {
-    const int64_t entry = int64_t(strip) * p.shape.chunks + chunk;
-    entry_pointer =
-        lane < 4 ? reinterpret_cast<const uint32_t*>(p.heights + entry) + lane : p.offsets + entry;
+  __device__ RecordFeed(const Problem& p, int strip, int units, const ChunkWalk& walk)
+      : from(p.records + strip * p.record_bytes + record_begin(p, walk.chunk)),
+        walk(walk),
+        left(units),
+        to_next_team((kSpmmWarps - 1) * p.record_bytes) {}
+  /// What was in the slot must have been read by all lanes.
+  __device__ void bring_next(const Problem& p, uint32_t warp_map, uint32_t slot, uint64_t policy) {
+    if (left == 0) return;
+    const uint32_t bytes = uint32_t(sizeof(ChunkHead)) + walk.blocks(p) * kTrackRowBytes;
+    if (ptx::elect_one()) {
+      const uint32_t full = warp_map + uint32_t(offsetof(WarpMap, record_full)) + 8 * slot;
+      ptx::barrier_arrive_expect(full, bytes);
+      ptx::copy_bulk(
+          warp_map + uint32_t(offsetof(WarpMap, record)) + slot * uint32_t(sizeof(WarpMap::record[0])), from,
+          bytes, full, policy);
+    }
+    from += bytes;
+    --left;
+    if (walk.next(p)) [[unlikely]] {
+      asm volatile("");  // a branch, or every chunk pays for it
+      from += to_next_team;
+    }
   }
-  /// The compiler must not know the word to be the warp's, or it moves it to a uniform register at once and
-  /// waits.
-  __device__ void read(const Problem& p, int lane) {
-    if (strip < p.strips && lane < 5) entry_word = *entry_pointer;
-  }
-  __device__ void skip(int entries, int lane) { entry_pointer += int64_t(entries) * (lane < 4 ? 4 : 1); }
 };
 
-/// Starts the copies of one chunk into `slot`: ranks, masks and whole rows in bulk, the columns above by the
-/// lanes. Lane q of a half warp serves column q: together they write a row, each its own banks; the upper
-/// half has every second row.
-__device__ inline void fetch_chunk(const Problem& p, const ChunkSource& source, int blocks, uint32_t slot,
-                                   uint32_t full, uint32_t empty, uint32_t parity,
-                                   const uint32_t (&before_weights)[4], uint64_t policy, int lane) {
-  const int q = lane % 16, odd = lane / 16;
-  uint32_t height_words[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) height_words[i] = __shfl_sync(~0u, source.entry_word, i);
-  const uint32_t own_word = __shfl_sync(~0u, source.entry_word, q / 4);
-  const uint8_t* from = p.data + uint64_t(__shfl_sync(~0u, source.entry_word, 4)) * kChunkAlign;
-  const uint32_t rows = height_words[3] >> 24;
-  const uint32_t whole = kChunkRankBytes + (blocks + rows) * kChunkRowBytes;
-  uint32_t before = 0;  // rows of the columns before ours
-#pragma unroll
-  for (int i = 0; i < 4; ++i) before = __dp4a(height_words[i], before_weights[i], before);
-  const uint8_t* column = from + whole + (before - q * rows + odd) * 8;
-  uint32_t target = slot + whole + odd * kChunkRowBytes + q * 8;
-  int height = int((own_word >> (q % 4 * 8) & 255u) - rows) - odd;
-  const int highest = int((height_words[0] & 255u) - rows);
-  ptx::barrier_wait(empty, parity);
-  if (lane == 0) {
-    ptx::barrier_arrive_expect(full, whole);
-    ptx::copy_bulk(slot, from, whole, full, policy);
-  }
-  constexpr int kUnrolled = 8;
-#pragma unroll 1
-  for (int done = 0; done < highest; done += 2 * kUnrolled) {
-#pragma unroll
-    for (int i = 0; i < kUnrolled; ++i) {
-      if (height > 2 * i) ptx::copy_async_8(target + i * 2 * kChunkRowBytes, column + i * 2 * 8);
-    }
-    target += kUnrolled * 2 * kChunkRowBytes;
-    column += kUnrolled * 2 * 8;
-    height -= kUnrolled * 2;
-  }
-  ptx::barrier_arrive_copies(full);
-}
+/// A multiplying warp's pieces, strip after strip, into its ring.
+struct PieceFeed {
+  const uint8_t* from;
+  uint32_t left;  // of this strip in this run
+  const uint8_t* next_from = nullptr;
+  uint32_t next_left = 0;
+  int next_strip;  // the one after that
+  int last_strip;  // the run's last
+  int end_chunk;   // of the last strip, exclusive
+  uint32_t brought = 0;
 
-/// A fetch warp: brings the chunks of multiplying warps `first`, first + kFetchWarps, …
-template <int kN, int kWarps>
-__device__ inline void bring_chunks(const Problem& p, SharedMap<kN, kWarps>& shared, ChunkWalk walk,
-                                    int row_block, int units, int first, int lane) {
-  constexpr int kServed = (kWarps + kFetchWarps - 1) / kFetchWarps;
-  const uint64_t policy = ptx::evict_first_policy();
-  uint32_t before_weights[4];  // 1 for the bytes of heights of the columns before this lane's
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int bytes = min(max(lane % 16 - 4 * i, 0), 4);
-    before_weights[i] = uint32_t((uint64_t{1} << (8 * bytes)) - 1) & 0x01010101u;
+  __device__ PieceFeed(const Problem& p, int strip, int begin_chunk, int last_strip, int end_chunk)
+      : next_strip(strip), last_strip(last_strip), end_chunk(end_chunk) {
+    find(p, begin_chunk, from, left);
+    find(p, 0, next_from, next_left);
   }
-  ChunkSource sources[kServed];
-#pragma unroll
-  for (int i = 0; i < kServed; ++i) {
-    sources[i] = ChunkSource(p, row_block * kWarps + first + i * kFetchWarps, walk.chunk, lane);
-    sources[i].read(p, lane);
-  }
-  int stage = 0;
-  uint32_t parity = 1;  // the slots begin empty
-  for (int unit = 0; unit < units; ++unit) {
-    const int blocks = walk.blocks(p);
-    const bool wraps = walk.next(p);
-#pragma unroll
-    for (int i = 0; i < kServed; ++i) {
-      const int warp = first + i * kFetchWarps;
-      if (kWarps % kFetchWarps && warp >= kWarps) break;
-      ChunkSource& source = sources[i];
-      if (source.strip < p.strips) {
-        const uint32_t slot = ptx::shared_address(shared.slots) + (warp * kSpmmStages + stage) * p.slot_bytes;
-        fetch_chunk(p, source, blocks, slot, ptx::shared_address(&shared.chunk_full[warp][stage]),
-                    ptx::shared_address(&shared.chunk_empty[warp][stage]), parity, before_weights, policy,
-                    lane);
-      }
-      source.skip(wraps ? (kWarps - 1) * p.shape.chunks + 1 : 1, lane);
-      if (wraps) source.strip += kWarps;
-      if (unit + 1 < units) source.read(p, lane);
+  /// Where the pieces of `next_strip` lie, from a chunk's first on.
+  __device__ void find(const Problem& p, int begin_chunk, const uint8_t*& at, uint32_t& count) {
+    count = 0;
+    if (next_strip > last_strip) return;
+    const uint8_t* records = p.records + next_strip * p.record_bytes;
+    const StripPlace place = p.places[next_strip];
+    uint32_t begin = 0, end = place.pieces;
+    if (begin_chunk > 0)
+      begin =
+          reinterpret_cast<const ChunkHead*>(records + record_begin(p, begin_chunk))->first_row / kPieceRows;
+    if (next_strip == last_strip && end_chunk < p.shape.chunks) {
+      const auto* after = reinterpret_cast<const ChunkHead*>(records + record_begin(p, end_chunk));
+      end = after->first_row / kPieceRows + (after->waits >> 4);
     }
-    if (++stage == kSpmmStages) {
-      stage = 0;
-      parity ^= 1;
-    }
+    at = p.values + int64_t(place.row + begin * kPieceRows) * kTrackRowBytes;
+    count = end - begin;
+    next_strip += kSpmmWarps;
   }
+  /// The slot's last piece must have been read by all lanes. Of this strip only.
+  __device__ void bring_next(uint32_t warp_map, uint64_t policy) {
+    if (left == 0) return;
+    const uint32_t slot = brought % kRingPieces;
+    if (ptx::elect_one()) {
+      const uint32_t full = warp_map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * slot;
+      // Into the last slot a row more: the ring's last row repeats its first.
+      const uint32_t bytes = slot == kRingPieces - 1 ? kPieceBytes + kTrackRowBytes : kPieceBytes;
+      ptx::barrier_arrive_expect(full, bytes);
+      ptx::copy_bulk(warp_map + slot * kPieceBytes, from, bytes, full, policy);
+    }
+    from += kPieceBytes;
+    --left;
+    ++brought;
+  }
+  /// Goes on to the next strip when this one's are all on their way.
+  __device__ void bring_next_strip(const Problem& p, uint32_t given_up, uint32_t warp_map, uint64_t policy) {
+    if (left > 0 || next_left == 0) return;
+    from = next_from;
+    left = next_left;
+    find(p, 0, next_from, next_left);
+#pragma unroll 1
+    while (left > 0 && brought - given_up < kRingPieces) bring_next(warp_map, policy);
+  }
+};
+static_assert(offsetof(WarpMap, ring) == 0);
+
+/// Arrivals of a warp at X's barriers: one, or where ordinary stores bring X all its lanes', each for its own
+/// accesses (racecheck follows nothing less).
+__device__ inline uint32_t x_arrivals(const Problem& p) {
+  return p.x_by_box ? 1 : 32;
 }
 
 /// The producer warp: brings X, stage by stage, for all units of the block.
-template <int kN, int kWarps>
-__device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedMap<kN, kWarps>& shared,
+template <int kN>
+__device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedMap<kN>& shared,
                                ChunkWalk walk, int units, int lane) {
   ptx::wait_for_previous_grids();
   int stage = 0;
   uint32_t parity = 1;  // the stages begin empty
-  int block = p.shape.block_begin(walk.chunk);
+  int block = block_begin(p, walk.chunk);
   for (int unit = 0; unit < units; ++unit) {
     const int last = block + walk.blocks(p);
     for (; block < last; block += p.x_blocks) {
@@ -142,8 +137,7 @@ __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedM
           row[(col / 8 ^ token % 8) * 8 + col % 8] = inside ? p.x[token * p.shape.k + k] : __half(0.0f);
         }
         ptx::fence_async_proxy();  // wgmma reads what ordinary stores wrote
-        __syncwarp();
-        if (lane == 0) ptx::barrier_arrive(full);
+        ptx::barrier_arrive(full);
       }
       if (++stage == kXStages<kN>) {
         stage = 0;

@@ -24,9 +24,8 @@ struct PrefillPlan {
   int clusters = 1;
   int whole_tiles = 0;   ///< dealt whole: a multiple of clusters
   int stream_tiles = 0;  ///< shared chunk-wise: whole_tiles + stream_tiles = tiles_m · tiles_n
-  int slot_bytes = 0;    ///< one chunk of one strip in shared memory; each warp has one
-  int stages =
-      0;  ///< X tiles of 64 columns in flight, ≥ 2; 0: the weight's chunks do not fit, the kernel cannot run
+  int slot_bytes = 0;    ///< one chunk of one strip in shared memory; each warp has kPrefillSlots
+  int stages = 0;  ///< X tiles of 64 columns in flight, ≥ 2; 0: a chunk does not fit, the kernel cannot run
   int shared_bytes = 0;
   size_t workspace_bytes = 0;  ///< partial sums of shared tiles
 
@@ -35,8 +34,8 @@ struct PrefillPlan {
 };
 
 /// A function of its arguments alone.
-/// `max_height` is the weight's highest chunk (StripStreamView::max_height).
-PrefillPlan plan_prefill(const StripShape& shape, int max_height, int n, const GpuFacts& gpu);
+/// `max_chunk_rows` as in StripStreamView.
+PrefillPlan plan_prefill(const StripShape& shape, int max_chunk_rows, int n, const GpuFacts& gpu);
 
 /// The most workspace any weight and n can need, the padded copy of x aside.
 size_t prefill_workspace_bytes(const GpuFacts& gpu);

@@ -9,6 +9,8 @@
 namespace spinfer::cuda {
 namespace {
 
+constexpr int kStaticBytes = 1024;  // the decoder's tables, and the alignment of X behind it
+
 /// Deals tiles to clusters: whole waves first, and the rest (with one more wave, so that every cluster has
 /// between one and two tiles' worth) chunk by chunk.
 void deal(PrefillPlan& plan, int chunks, int max_clusters) {
@@ -22,12 +24,15 @@ void deal(PrefillPlan& plan, int chunks, int max_clusters) {
     plan.workspace_bytes = size_t(plan.clusters) * kPrefillClusterRows * size_t(plan.n_tile) * sizeof(float);
 }
 
-void fit(PrefillPlan& plan, const PrefillSlot& slot, int capacity) {
-  const int fixed = prefill_fixed_bytes(slot);
-  const int stages = std::min(kPrefillMaxStages, (capacity - fixed) / prefill_stage_bytes(plan.n_tile));
-  if (stages < 2) return;
+/// Whether two chunks a strip and at least `fewest` X stages of this width fit; sets stages and bytes if so.
+bool fit(PrefillPlan& plan, int n_tile, int fewest, int capacity) {
+  const int fixed = prefill_fixed_bytes(plan.slot_bytes);
+  const int stages = std::min(kPrefillMaxStages, (capacity - fixed) / prefill_stage_bytes(n_tile));
+  plan.n_tile = n_tile;
+  if (stages < fewest) return false;
   plan.stages = stages;
-  plan.shared_bytes = fixed + stages * prefill_stage_bytes(plan.n_tile);
+  plan.shared_bytes = fixed + stages * prefill_stage_bytes(n_tile);
+  return true;
 }
 
 int max_clusters(const GpuFacts& gpu) {
@@ -36,19 +41,15 @@ int max_clusters(const GpuFacts& gpu) {
 
 }  // namespace
 
-PrefillPlan plan_prefill(const StripShape& shape, int max_height, int n, const GpuFacts& gpu) {
+PrefillPlan plan_prefill(const StripShape& shape, int max_chunk_rows, int n, const GpuFacts& gpu) {
   PrefillPlan plan;
+  plan.slot_bytes = prefill_slot_bytes(shape.max_chunk_blocks(), max_chunk_rows);
+  const int capacity = gpu.shared_per_block - kStaticBytes;
   // A tile of 256 tokens decodes each weight half as often; one of 128 wastes fewer columns of the last tile.
   const int wide = (n + 255) / 256 * 256, narrow = (n + 127) / 128 * 128;
-  plan.n_tile = double(narrow) * 1.15 < double(wide) ? 128 : 256;
+  const bool prefer_narrow = double(narrow) * 1.15 < double(wide);
+  if (prefer_narrow || !fit(plan, 256, 3, capacity)) fit(plan, 128, 2, capacity);
   plan.tiles_m = int((group_tiles(shape.m) + kPrefillClusterGroups - 1) / kPrefillClusterGroups);
-  const PrefillSlot slot = prefill_slot(shape, max_height);
-  plan.slot_bytes = slot.bytes();
-  fit(plan, slot, gpu.shared_per_block);
-  if (!plan.runs() && plan.n_tile == 256) {
-    plan.n_tile = 128;
-    fit(plan, slot, gpu.shared_per_block);
-  }
   plan.tiles_n = (n + plan.n_tile - 1) / plan.n_tile;
   deal(plan, shape.chunks, max_clusters(gpu));
   return plan;
@@ -61,8 +62,7 @@ size_t prefill_workspace_bytes(const GpuFacts& gpu) {
 std::string PrefillPlan::to_string() const {
   return fmt::format(
       "prefill: {}×{} tiles of {} rows × {} tokens, {} whole and {} shared among {} clusters, {} stages, {} "
-      "B a slot, "
-      "{} B shared, {} B workspace",
+      "B a slot, {} B shared, {} B workspace",
       tiles_m, tiles_n, kPrefillClusterRows, n_tile, whole_tiles, stream_tiles, clusters, stages, slot_bytes,
       shared_bytes, workspace_bytes);
 }

@@ -7,67 +7,97 @@
 #include <cstdint>
 
 #include "kernels/cuda/epilogue.cuh"
+#include "kernels/cuda/nibble_decoder.cuh"
 #include "kernels/cuda/spmm_plan.h"
-#include "kernels/cuda/strip_decoder.cuh"
 #include "kernels/format/strip_stream.h"
 
 namespace spinfer::cuda::spmm {
 
+/// Divides by a number known to the host: a division takes some 150 clocks, and the start of a launch has
+/// several in a row. `magic` is 2^32 / divisor rounded up, exact while dividend · divisor < 2^32, or 0.
+struct FastDivisor {
+  uint32_t divisor, magic;
+
+  static FastDivisor make(int64_t divisor, int64_t largest_dividend) {
+    const bool exact = divisor > 1 && divisor * largest_dividend < int64_t{1} << 32;
+    return {uint32_t(divisor),
+            exact ? uint32_t(((uint64_t{1} << 32) + uint64_t(divisor) - 1) / uint64_t(divisor)) : 0u};
+  }
+  __device__ uint32_t divide(uint32_t dividend) const {
+    return magic ? __umulhi(dividend, magic) : dividend / divisor;
+  }
+};
+
 /// Everything a launch needs, by value.
 struct Problem {
   StripShape shape;
-  const uint32_t* offsets;
-  const ChunkHeights* heights;
-  const uint8_t* data;
+  const uint8_t* records;
+  const StripPlace* places;
+  const uint8_t* values;
   int strips;
   int blocks;         // per strip; a chunk has blocks / chunks of them or one more
   int fewest_blocks;  // blocks / chunks
   int extra_blocks;   // blocks % chunks
   int units;
-  int slot_bytes;
+  int64_t record_bytes;  // of a strip
+  FastDivisor by_grid, by_chunks;
   int x_blocks;  // of X in a stage; a chunk's stages are about even
-  DecodeFactors factors;
   int n;
   bool x_by_box;    // X through the tensor map; otherwise element by element
   const __half* x;  // [n][k]
   Epilogue epilogue;
   void* y;  // [n][m]
   bool fp32_out;
-  float4* partials;   // [grid][2][warps][n_tile / 8][32]
+  float4* partials;   // [grid][2][kSpmmWarps][n_tile / 8][32]
   uint32_t* tickets;  // [strips]
 };
 
-/// Room for X in a stage, in blocks of 64 columns, and stages: 32 KiB whatever the tokens. Few tokens have
-/// whole chunks in a stage (each stage costs a warp some 40 instructions), many tokens need the slack of more
-/// stages.
+/// Room for X in a stage, in blocks of 64 columns: each stage costs a warp some 40 instructions, so few
+/// tokens have whole chunks in one. Three stages let the fastest warp be a stage ahead of the slowest.
 template <int kN>
-inline constexpr int kXBlocks = kN <= 16 ? 8 : 64 / kN;
+inline constexpr int kXBlocks = kN <= 16 ? kMaxChunkBlocks : 128 / kN;
 template <int kN>
-inline constexpr int kXStages = 256 / kN / kXBlocks<kN>;
+inline constexpr int kXStages = 3;
 
-/// Helper warps: kFetchWarps bring the chunks of kWarps / kFetchWarps multiplying warps each, one brings X.
-inline constexpr int kFetchWarps = 3;
-template <int kWarps>
-inline constexpr int kThreads = (kWarps + kFetchWarps + 1) * 32;
+/// One more warp brings X. Where accumulators need more registers than that many warps can have each, it
+/// takes a warpgroup of its own, which gives its registers away.
+template <int kN>
+inline constexpr bool kSpareRegisters = kN >= 32;
+template <int kN>
+inline constexpr int kThreads = (kSpmmWarps + (kSpareRegisters<kN> ? 4 : 1)) * 32;
 
-/// The shared-memory map; kWarps · kSpmmStages slots of `slot_bytes` follow, then kSlotOverrun.
-template <int kN, int kWarps>
+/// One multiplying warp's shared memory. The ring's last row repeats its first, for windows that begin in the
+/// one before.
+struct alignas(128) WarpMap {
+  uint8_t ring[kRingRows + 1][kTrackRowBytes];
+  uint8_t record[2][sizeof(ChunkHead) + kMaxChunkBlocks * kTrackRowBytes];
+  uint64_t piece_full[kRingPieces];
+  uint64_t record_full[2];
+};
+
+template <int kN>
 struct SharedMap {
   alignas(1024) uint8_t x[kXStages<kN>][kXBlocks<kN>][kN * 128];  // [token][64 columns], 128-byte swizzle
   uint64_t x_full[kXStages<kN>];
   uint64_t x_empty[kXStages<kN>];
-  uint64_t chunk_full[kWarps][kSpmmStages];
-  uint64_t chunk_empty[kWarps][kSpmmStages];
-  alignas(128) uint8_t slots[];
+  NibbleTable table;
+  WarpMap warp[kSpmmWarps];
 };
-inline constexpr int kSlotOverrun = 2 * kChunkRowBytes;  // windows may begin at the row after the last
 
-__device__ inline int first_unit(int units, int grid, int block) {
-  return int(int64_t(units) * block / grid);
+__device__ inline int first_unit(const Problem& p, int block) {
+  return int(p.by_grid.divide(uint32_t(p.units) * uint32_t(block)));
 }
 /// The block whose run holds `unit`.
-__device__ inline int block_of(int units, int grid, int unit) {
-  return int((int64_t(unit + 1) * grid - 1) / units);
+__device__ inline int block_of(const Problem& p, int unit) {
+  return int((uint32_t(unit + 1) * gridDim.x - 1) / uint32_t(p.units));
+}
+
+/// StripShape's block_begin and record_begin in 32 bits.
+__device__ inline int block_begin(const Problem& p, int chunk) {
+  return p.fewest_blocks * chunk + int(p.by_chunks.divide(uint32_t(p.extra_blocks) * uint32_t(chunk)));
+}
+__device__ inline int64_t record_begin(const Problem& p, int chunk) {
+  return int64_t(chunk) * int64_t(sizeof(ChunkHead)) + int64_t(block_begin(p, chunk)) * kTrackRowBytes;
 }
 
 /// Walks a strip's chunks, round and round. StripShape::chunk_blocks without its divisions.
@@ -76,7 +106,9 @@ struct ChunkWalk {
   int remainder;  // blocks · chunk modulo chunks
 
   __device__ ChunkWalk(const Problem& p, int first)
-      : chunk(first), remainder(int(int64_t(p.blocks) * first % p.shape.chunks)) {}
+      : chunk(first),
+        remainder(p.extra_blocks * first -
+                  p.shape.chunks * (block_begin(p, first) - p.fewest_blocks * first)) {}
   __device__ int blocks(const Problem& p) const {
     return p.fewest_blocks + (remainder + p.extra_blocks >= p.shape.chunks);
   }

@@ -1,73 +1,54 @@
 // The Hopper SpMM of the decode regime: y [n][m] = act(W·x + b) + residual, n ≤ 64, W as strip streams
 // (sm_90a).
 //
-// Layout    kernels/format/strip_stream.h: strips of 16 rows, cut into chunks of some hundred columns; a
-// lane's values are a
-//           stream of its own, streams stand side by side, one bank each. X is [n][k] as it is, no packing.
-// Grid      one block per SM, persistent. A unit is a chunk of every strip of a row block (8 or 12 strips);
-// units are numbered
-//           row block by row block, chunk by chunk, and block b has units [b·U/G, (b+1)·U/G).
-// Warps     a warp multiplies one strip. Three more fetch chunks for them, one brings X: whatever is not
-// decoding would
-//           stand between two chunks otherwise.
-// Lanes     lane l decodes rows l/4 and l/4 + 8, columns 2·(l%4) + {0, 1, 8, 9} of each TCTile: the A
-// fragment of mma.m16n8k16
-//           and of a warp's quarter of wgmma.m64nNk16. Sums are in the C fragment of either.
-// Shared    SharedMap (spmm_shared.cuh): X stages, barriers, then two slots a warp, sized by the matrix's
-// largest chunk. Pipeline  chunk: bulk copy of ranks, masks and whole rows, 8-byte cp.async for the ragged
-// rows above, one mbarrier; slot
-//           refilled when its warp is through. X: bulk tensor copies on an mbarrier ring. Inside a chunk
-//           three pairs of tiles are under way (StripCursor). n ≤ 16: mma.sync with ldmatrix, warps need not
-//           meet; n > 16: wgmma, X is read by the tensor cores. Weights stream before griddepcontrol.wait; X,
-//           residual, y and workspace are touched after it.
-// Split     a row block's sums are added in block order by whoever comes last: bitwise reproducible, and
-// since neither
-//           cut nor grid depends on n, a token's result does not depend on the batch.
+// Layout    kernels/format/strip_stream.h: strips of 16 rows in chunks of up to 8 blocks of 64 columns; a
+//           lane's values are a stream on one of 32 tracks, a bank each. X is [n][k] as it is, no packing.
+// Grid      One block per SM, persistent. A team is 16 strips, a unit is a chunk of all strips of a team.
+//           Units are numbered team by team, chunk by chunk; block b has units [b·U/G, (b+1)·U/G).
+// Warps     16 multiply a strip each, one brings X.
+// Lanes     Lane l decodes rows l/4 and l/4 + 8, columns 2·(l%4) + {0, 1, 8, 9} of each TCTile: the A
+//           fragment of mma.m16n8k16 and of a warp's quarter of wgmma.m64nNk16. Sums: their C fragment.
+// Shared    SharedMap (spmm_shared.cuh): X stages, then for each multiplying warp a ring of four pieces (16
+//           rows of values each) and two records (head and masks of a chunk).
+// Pipeline  A warp refills its own ring by bulk copies as the heads say (StripCursor::pass), its records
+//           chunk by chunk, and enters a chunk while it still multiplies the one before: only the lanes'
+//           tracks and places change there. X: bulk tensor copies on an mbarrier ring. n ≤ 16: mma.sync with
+//           ldmatrix, warps need not meet; n > 16: wgmma, X is read by the tensor cores. Weights stream
+//           before griddepcontrol.wait; X, residual, y and workspace are touched after it.
+// Split     A team's sums are added in block order by whoever comes last: bitwise reproducible, and since
+//           neither cut nor grid depends on n, a token's result does not depend on the batch.
 //
-// Roofline  bytes 1.02 … 1.04 × the TCA-BME formula; 2·n flops a weight are far below the tensor cores'
-// rate. At 4.4 TB/s
-//           an SM may spend 16 / 13.5 / 10.6 clocks on a TCTile at 50 / 60 / 70 %. The inner loop has 33
-//           instructions a tile at n = 8 (28 of them decode: 15 on the ALU pipe, which does one every other
-//           clock), a chunk 190 besides, its fetch 130: 45 in all at 70 %, and 9.9 wavefronts (11.7 at n
-//           = 16). Issue slots are 58 % busy (ncu, n = 8, 70 %).
-// Measured  scripts/results/h200_linear_large.json, h200_linear_small.json: one H200, weights cold, ratio to
-// the better of
-//           cublasGemmEx and autotuned cublasLt in the same run, geometric mean of nine matrices from
-//           13824×5120 to 28672×8192:
-//             zeros   n = 1   8      16     32     64
-//             40 %    1.30   1.30   1.17   1.06   0.87
-//             50 %    1.38   1.40   1.23   1.10   0.90
-//             60 %    1.47   1.47   1.31   1.18   0.96
-//             70 %    1.56   1.55   1.37   1.22   1.01
-//           (40 %: with chunks of four blocks, 4.3 % over the formula's bytes. The plan has since kept to 4 %
-//           with eight warps and chunks of six or seven; an earlier run with those had 1.28, 1.21, 1.05, 0.84
-//           from n = 8 on.) 4096×4096 at 50 %: 11.3 µs at n = 8, 1.13 ×, but 0.8 × at n = 32.
-// Limits    at 50 %, n = 8 three quarters of the byte floor, elsewhere less: the decoder binds. 3 to 6 µs a
-// launch are first
-//           loads, uneven units and the split (most of a 4096×4096); at n = 64 X is 48 % more bytes to an SM.
+// Roofline  Bytes 1.02 … 1.04 × the TCA-BME formula; 2·n flops a weight are far below the tensor cores' rate.
+//           At 4.4 TB/s an SM may spend 16 / 13.5 / 10.6 clocks on a TCTile at 50 / 60 / 70 %. A tile takes
+//           26 instructions of decoding (nibble_decoder.cuh) and 5 of loading X, multiplying and looping;
+//           pieces 6 (50 %) or 4 (70 %), chunks 6, start and end of a run 3: about 48, and 10.8 wavefronts at
+//           n = 8.
+// Measured  README.md has the table, scripts/results/h200_linear_large.json and h200_linear_small.json the
+//           figures: one H200, weights cold, ratio to the better of cublasGemmEx and autotuned cublasLt.
+// Limits    Issue slots: two thirds of them are used while warps are there (ncu), the rest is fixed latencies
+//           with four warps a scheduler. Small matrices: first loads, the split's sums and one wave of
+//           blocks, some 6 µs of a 4096×4096.
 //
-// What was tried (12288×12288, 70 %, n = 8 unless said; µs before → after):
-//   divisions by the chunk count replaced by a running remainder; warp number through
-//   shfl (uniform registers: half the registers, no R2UR); 50 %                       71.8 → 67.5
-//   decode loads started a tile ahead; 50 %                                           67.5 → 66.4
-//   64-bit table entries (count and full mask beside the selectors) instead of popc,
-//   szext and 32-bit entries: 34 → 28 instructions a tile, 2 more wavefronts          59.4 → 53.7
-//   mma.sync instead of wgmma at n = 8; directory words kept out of uniform registers 53.7 → 48.6
-//   fetch warps                                                                       49.9 → 44.8
-//   wgmma instead of mma.sync, 50 %: n = 16 nothing, n = 32  70.4 → 64.5, n = 64      93.1 → 79.4
-//   two strips a warp, 8 warps (shared X fragments, 10 % fewer instructions)          49.9 → 57.6, worse:
-//   fewer warps 16 warps, chunks two thirds as long                                               48.6
-//   → 53.0, worse table entries loaded two pairs ahead (50 %)                                       49.6
-//   → 50.6, worse fence.proxy.async in the reading warp instead of the fetching one; nanosleep      nothing
-//   three slots for two warps in turns (longer chunks): n = 16 4 % faster, n = 32 5 % slower; it hung on one
-//   matrix and was dropped
-// Next: pairs of blocks that share X by multicast for n = 64; fewer instructions between two chunks.
+// What was tried (12288×12288, µs at 50 % / 70 %; n = 8 unless said):
+//   chunks in slots, ragged columns by cp.async, three fetch warps, 12 multiplying warps     53.7 / 48.0
+//   this layout, rings refilled by their warps, 16 warps, decoder without a table            53.3 / 48.4
+//   a feeding warp, a lane for each ring                                                     66.0 / 52.6
+//   entering a chunk inside the one before                                                   51.2 / 47.5
+//   pieces of a strip only in the loop, no divisions at the start, barriers and first
+//   copies before the block meets                                                            50.3 / 47.9
+//   the table again (nibble_decoder.cuh): four instructions a tile fewer                     48.8 / 45.3
+//   the same at n = 16: 60.5 / 52.9 with slots, 54.3 / 51.6 without the table, with it       51.5 / 48.6
+//   mma.sync for n = 32 (wgmma: 62.3 / 58.7 that day)                                        69.4 / 62.3
+//   a warpgroup's registers for X's warp given to the others, n = 64 (spills before)         89.4 → 78.1
+// Next: fewer instructions at pieces and chunks, blocks of half the shared memory so that launches overlap, a
+// split of small matrices inside a block.
 #include <algorithm>
 #include <type_traits>
 
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/ptx_cluster.cuh"
 #include "kernels/cuda/spmm.h"
 #include "kernels/cuda/spmm_fetch.cuh"
 #include "kernels/cuda/tensor_map.h"
@@ -84,12 +65,13 @@ struct XStage {
   uint32_t full;  // shared address of x_full[0]; x_empty[0] is kXStages barriers on
   int stage = 0;
   uint32_t parity = 0;
-  uint32_t used = 0;  // x_empty of the stage still to be let go, or 0
+  uint32_t used = 0;    // x_empty of the stage still to be let go, or 0
+  bool by_all = false;  // every lane arrives, see x_arrivals
 
   __device__ void wait() const { ptx::barrier_wait(full + 8 * stage, parity); }
   __device__ void let_go(int lane) {
     __syncwarp();  // all lanes have read X
-    if (used && lane == 0) ptx::barrier_arrive(used);
+    if (used && (lane == 0 || by_all)) ptx::barrier_arrive(used);
     used = 0;
   }
   __device__ void next() {
@@ -100,6 +82,12 @@ struct XStage {
     }
   }
 };
+
+/// Keeps the compiler from computing a shared address anew wherever it is used.
+__device__ inline uint32_t once(uint32_t address) {
+  asm volatile("mov.b32 %0, %1;" : "=r"(address) : "r"(address));
+  return address;
+}
 
 template <int kN>
 inline constexpr bool kUseWgmma = kN >= 32;
@@ -147,293 +135,429 @@ struct WarpMultiplier {
   }
 };
 
-/// A warp's way through its chunk, a pair of tiles a step. Three pairs are under way: the table entries of
-/// one and the values of one are being loaded while one is assembled. Behind the chunk the masks are zero,
-/// which loads what is there and moves nothing.
+/// A multiplying warp's way through its strips' streams.
 struct StripCursor {
-  StripDecoder decoder;
-  uint32_t masks;
-  int blocks;
-  uint32_t next_mask;
-  PairEntries entries;
-  PairWindow window;
+  NibbleDecoder<kRingRows> decoder;
+  RecordFeed records;
+  PieceFeed pieces;
+  uint64_t policy;
+  uint32_t map;           // shared address of the WarpMap
+  uint32_t record = 0;    // counts records, of which the lowest bits are slot and parity
+  uint32_t arrived = 0;   // pieces waited for
+  uint32_t given_up = 0;  // pieces let go
+  uint32_t origin = 0;    // the strip's first piece, counted like those
+  NibbleWindow window[4];
+  struct {
+    uint32_t start, first_row, counts, word;
+  } head;  // of the chunk to enter next
 
-  __device__ StripCursor(const Problem& p, uint32_t slot, int blocks, int lane)
-      : decoder{p.factors, 0}, masks(slot + kChunkRankBytes + 4 * lane), blocks(blocks) {
-    uint32_t rank;
-    asm volatile("ld.shared.u8 %0, [%1];" : "=r"(rank) : "r"(slot + lane));
-    const BlockNibbles first(load_shared(masks));
-    next_mask = mask_of(1);
-    decoder.column = slot + kChunkRankBytes + blocks * kChunkRowBytes + 4 * rank;
-    decoder.load_entries(first, 0, entries);
-    decoder.load_window(entries, window);
-    decoder.load_entries(first, 1, entries);
+  __device__ void fill(const Problem& p) {
+    for (uint32_t i = 0; i < 2; ++i) records.bring_next(p, map, i, policy);
+#pragma unroll 1
+    for (int i = 0; i < kRingPieces; ++i) pieces.bring_next(map, policy);
   }
-  __device__ uint32_t mask_of(int block) const {
-    return block < blocks ? load_shared(masks + block * kChunkRowBytes) : 0u;
+  __device__ uint32_t record_address(uint32_t which) const {
+    return map + uint32_t(offsetof(WarpMap, record)) + (which & 1) * uint32_t(sizeof(WarpMap::record[0]));
   }
-  /// The registers of the current block's pair 0, then 1; starts the loads of the two pairs to come.
-  __device__ void step(int block, int pair, uint32_t (&a)[8]) {
-    window.assemble(a);
-    decoder.load_window(entries, window);
-    decoder.load_entries(BlockNibbles(next_mask), pair, entries);
-    if (pair == 1) next_mask = mask_of(block + 2);
+  __device__ void await_pieces(uint32_t count) {
+#pragma unroll 1
+    for (; count > 0; --count, ++arrived)
+      ptx::barrier_wait(map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * (arrived % kRingPieces),
+                        arrived / kRingPieces & 1);
+  }
+  /// Waits for the record after `ahead` more and starts to read its head.
+  __device__ void read_head(uint32_t ahead, int lane) {
+    const uint32_t next = record + ahead, at = record_address(next);
+    ptx::barrier_wait(map + uint32_t(offsetof(WarpMap, record_full)) + 8 * (next & 1), next >> 1 & 1);
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                 : "=r"(head.first_row), "=r"(head.counts)
+                 : "r"(at + uint32_t(offsetof(ChunkHead, first_row))));
+    asm volatile("ld.shared.u16 %0, [%1];" : "=r"(head.start) : "r"(at + 2 * lane));
+    head.word = load_shared(at + uint32_t(sizeof(ChunkHead)) + 4 * lane);
+  }
+  /// Goes on with the chunk whose head was read: waits for the pieces of its first block and starts the first
+  /// loads.
+  __device__ void enter(const Problem& p, bool first_of_strip, bool first_of_run) {
+    const uint32_t piece = head.first_row / kPieceRows;
+    if (first_of_strip) {
+      origin = given_up - piece;
+      pieces.bring_next_strip(p, given_up, map, policy);  // a strip of one chunk: `close` comes too late
+    }
+    await_pieces((head.counts >> 24 & 15u) + (first_of_run ? head.counts >> 28 : 0u));
+    decoder.enter(map + (head.start >> 11) * 4, (head.start & 0x7f0u) + (piece + origin) * (kPieceRows * 32));
+    load(head.word, 0);
+  }
+  __device__ void load(uint32_t word, int half) {
+    decoder.load_half(word, half, window);
+  }
+  __device__ void assemble(uint32_t (&a)[8]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) window[i].assemble(a + 2 * i);
+  }
+  /// What the head says of the border behind a block whose windows have all been read. Gives up first: what
+  /// is waited for may have to come in its place.
+  __device__ void pass(uint32_t event) {
+    if (event >= 16) {
+      __syncwarp();  // all lanes have read what is given up
+#pragma unroll 1
+      for (uint32_t i = event >> 4; i > 0; --i, ++given_up) pieces.bring_next(map, policy);
+    }
+    if (event & 15u) await_pieces(event & 15u);
+  }
+  /// All masks have been read.
+  __device__ void close(const Problem& p) {
+    __syncwarp();  // by all lanes
+    records.bring_next(p, map, record & 1, policy);
+    pieces.bring_next_strip(p, given_up, map, policy);
+    ++record;
   }
 };
 
-/// acc += chunk · X. `slot` holds the unfolded chunk. The last wgmmas may still run on return.
-template <int kN, int kWarps>
-__device__ void multiply_chunk(const Problem& p, SharedMap<kN, kWarps>& shared, uint32_t slot, int blocks,
-                               XStage<kN>& x, int lane, float (&acc)[kN / 2]) {
+/// acc += chunk · X; the chunk has been entered. Enters the next one, if there is one: nothing waits at the
+/// border. The last wgmmas may still run on return.
+template <int kN>
+__device__ void multiply_chunk(const Problem& p, uint32_t x_stages, StripCursor& cursor, bool more,
+                               bool next_is_first_of_strip, XStage<kN>& x, int lane, float (&acc)[kN / 2]) {
   using Multiplier = std::conditional_t<kUseWgmma<kN>, WarpgroupMultiplier<kN>, WarpMultiplier<kN>>;
-  StripCursor cursor(p, slot, blocks, lane);
-  for (int begin = 0; begin < blocks; begin += p.x_blocks) {
-    const int end = min(begin + p.x_blocks, blocks);
-    Multiplier multiplier(ptx::shared_address(shared.x) + x.stage * uint32_t(sizeof(shared.x[0])), lane);
+  constexpr bool kOneStage = kXBlocks<kN> >= kMaxChunkBlocks;
+  uint32_t word = cursor.head.word;
+  uint32_t events = cursor.record_address(cursor.record) + uint32_t(offsetof(ChunkHead, events));
+  uint32_t mask = events + uint32_t(sizeof(ChunkHead) - offsetof(ChunkHead, events)) + 4 * lane;
+  for (int left = int(cursor.head.counts >> 16 & 255u); left > 0;) {
+    int in_stage = kOneStage ? left : min(p.x_blocks, left);
+    Multiplier multiplier(x_stages + x.stage * uint32_t(sizeof(SharedMap<kN>::x[0])), lane);
     x.wait();
 #pragma unroll 1
-    for (int block = begin; block < end; ++block) {
-#pragma unroll
-      for (int pair = 0; pair < 2; ++pair) {
-        multiplier.load(pair);
-        uint32_t a[8];
-        cursor.step(block, pair, a);
-        multiplier.multiply(acc, a, pair);
-        if (kUseWgmma<kN> && pair == 0) x.let_go(lane);
+    do {
+      uint32_t a[8], b[8], event;
+      asm volatile("ld.shared.u8 %0, [%1];" : "=r"(event) : "r"(events));
+      multiplier.load(0);
+      cursor.assemble(a);
+      cursor.load(word, 1);
+      mask += kTrackRowBytes;
+      if (left > 1) {
+        word = load_shared(mask);
+      } else if (more) {
+        cursor.read_head(1, lane);
       }
+      multiplier.multiply(acc, a, 0);
+      if (kUseWgmma<kN>) x.let_go(lane);
+      multiplier.load(1);
+      cursor.assemble(b);
+      if (event) cursor.pass(event);
+      if (left > 1) {
+        cursor.load(word, 0);
+      } else if (more) {
+        cursor.enter(p, next_is_first_of_strip, false);
+      }
+      multiplier.multiply(acc, b, 1);
       multiplier.next_block();
-    }
+      ++events;
+      --left;
+    } while (kOneStage ? left > 0 : --in_stage > 0);
     x.next();
     if (!kUseWgmma<kN>) x.let_go(lane);
   }
 }
 
+/// The activations that are more than a comparison. Out of the way: inlined for every sum they would be most
+/// of the kernel's code.
+template <int kN>
+__device__ void activate_slowly(Activation act, float (&y)[kN / 2]) {
+  float values[kN / 2];
+#pragma unroll
+  for (int i = 0; i < kN / 2; ++i) values[i] = y[i];
+#pragma unroll 1
+  for (int i = 0; i < kN / 2; ++i) values[i] = activate(values[i], act);
+#pragma unroll
+  for (int i = 0; i < kN / 2; ++i) y[i] = values[i];
+}
+
 /// Rows of `strip` to y, with the epilogue.
 template <int kN>
-__device__ void store_rows(const Problem& p, int strip, int lane, const float (&acc)[kN / 2]) {
+__device__ void store_rows(const Problem& p, int strip, int lane, float (&y)[kN / 2]) {
+  const int64_t top = int64_t(strip) * kStripRows + lane / 4;
+  const bool inside[2] = {top < p.shape.m, top + 8 < p.shape.m};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int64_t row = int64_t(strip) * kStripRows + half * 8 + lane / 4;
-    if (row >= p.shape.m) continue;
-    const float bias = p.epilogue.bias ? __half2float(p.epilogue.bias[row]) : 0.0f;
+    const float bias = p.epilogue.bias && inside[half] ? __half2float(p.epilogue.bias[top + half * 8]) : 0.0f;
 #pragma unroll
-    for (int i = 0; i < kN / 4; ++i) {
-      const int token = i / 2 * 8 + lane % 4 * 2 + i % 2;
-      if (token >= p.n) continue;
-      const int64_t index = token * p.shape.m + row;
-      const float sum = acc[i / 2 * 4 + half * 2 + i % 2];
+    for (int i = 0; i < kN / 4; ++i) y[i / 2 * 4 + half * 2 + i % 2] += bias;
+  }
+  if (p.epilogue.act == Activation::relu) {
+#pragma unroll
+    for (int i = 0; i < kN / 2; ++i) y[i] = activate(y[i], Activation::relu);
+  } else if (p.epilogue.act != Activation::none) {
+    activate_slowly<kN>(p.epilogue.act, y);
+  }
+#pragma unroll
+  for (int i = 0; i < kN / 4; ++i) {
+    const int token = i / 2 * 8 + lane % 4 * 2 + i % 2;
+    const int64_t index = token * p.shape.m + top;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (token >= p.n || !inside[half]) continue;
+      float value = y[i / 2 * 4 + half * 2 + i % 2];
       if (p.fp32_out) {
-        static_cast<float*>(p.y)[index] = activate(sum + bias, p.epilogue.act);
-      } else {
-        static_cast<__half*>(p.y)[index] = finish(sum, bias, p.epilogue, index);
+        static_cast<float*>(p.y)[index + half * 8] = value;
+        continue;
       }
+      if (p.epilogue.residual) value += __half2float(p.epilogue.residual[index + half * 8]);
+      static_cast<__half*>(p.y)[index + half * 8] = __float2half_rn(value);
     }
   }
 }
 
-/// A row block's owners: the blocks that have units of it. If there are several their sums meet in the
+/// A team's owners: the blocks that have units of it. If there are several their sums meet in the
 /// workspace: who comes last adds them in block order, so the result does not depend on who that is.
-template <int kN, int kWarps>
-struct RowBlockEnd {
-  int row_block, strip, first, last;
+template <int kN>
+struct TeamEnd {
+  int team, strip, first, last;
   uint32_t arrived = 0;  // of the others, when `peek` looked
 
-  __device__ RowBlockEnd(const Problem& p, int row_block, int warp)
-      : row_block(row_block),
-        strip(row_block * kWarps + warp),
-        first(block_of(p.units, int(gridDim.x), row_block * p.shape.chunks)),
-        last(block_of(p.units, int(gridDim.x), (row_block + 1) * p.shape.chunks - 1)) {}
+  __device__ TeamEnd(const Problem& p, int team, int warp)
+      : team(team),
+        strip(team * kSpmmWarps + warp),
+        first(block_of(p, team * p.shape.chunks)),
+        last(block_of(p, (team + 1) * p.shape.chunks - 1)) {}
 
   __device__ float4* partial(const Problem& p, int block, int warp, int lane) const {
-    const bool is_first = first_unit(p.units, int(gridDim.x), block) / p.shape.chunks == row_block;
-    return p.partials + ((int64_t(block) * 2 + !is_first) * kWarps + warp) * (kN / 8) * 32 + lane;
+    const bool is_first = first_unit(p, block) >= team * p.shape.chunks;  // of the block's teams
+    return p.partials + ((int64_t(block) * 2 + !is_first) * kSpmmWarps + warp) * (kN / 8) * 32 + lane;
   }
   /// Begins to read how many others are done. Before the run's last chunk: mostly all are, and nothing of
   /// ours need be written.
   __device__ void peek(const Problem& p) {
     ptx::wait_for_previous_grids();
-    if (first != last) arrived = ptx::load_acquire(&p.tickets[strip]);
+    if (first != last) arrived = ptx::load_relaxed(&p.tickets[strip]);
   }
-  __device__ void finish(const Problem& p, int warp, int lane, const float (&acc)[kN / 2]) const {
-    const int me = int(blockIdx.x);
-    if (first == last) return store_rows<kN>(p, strip, lane, acc);
-    if (__shfl_sync(~0u, arrived, 0) != uint32_t(last - first)) {
-      float4* mine = partial(p, me, warp, lane);
+  __device__ bool is_shared() const { return first != last; }
+  /// Leaves our sums for whoever comes last.
+  __device__ void leave(const Problem& p, int warp, int lane, const float (&acc)[kN / 2]) const {
+    float4* mine = partial(p, int(blockIdx.x), warp, lane);
 #pragma unroll
-      for (int i = 0; i < kN / 8; ++i) {
-        mine[i * 32] = make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
-      }
-      __syncwarp();  // all lanes' sums are out before the ticket says so
-      uint32_t ticket = 0;
-      if (lane == 0) ticket = ptx::add_acquire_release(&p.tickets[strip], 1u);
-      if (__shfl_sync(~0u, ticket, 0) != uint32_t(last - first)) return;
-    }
+    for (int i = 0; i < kN / 8; ++i)
+      mine[i * 32] = make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
+  }
+  /// Says that they are there. Lane 0 learns how many came before.
+  __device__ uint32_t hand_in(const Problem& p, int lane) const {
+    __syncwarp();  // all lanes' sums are out before the ticket says so
+    return lane == 0 ? ptx::add_acquire_release(&p.tickets[strip], 1u) : 0u;
+  }
+  __device__ bool is_last(uint32_t before) const {
+    return __shfl_sync(~0u, before, 0) == uint32_t(last - first);
+  }
+
+  /// All blocks' sums; ours are in `acc` or, if left, in the workspace.
+  __device__ void gather(const Problem& p, bool left, int warp, int lane, float (&acc)[kN / 2]) const {
+    constexpr int kAtATime = kN == 8    ? 8
+                             : kN == 16 ? 6
+                             : kN == 32 ? 3
+                                        : 1;  // each round takes most of a microsecond
     float sum[kN / 2] = {};
-    for (int block = first; block <= last; ++block) {
-      const float4* from = partial(p, block, warp, lane);
+#pragma unroll 1
+    for (int begin = first; begin <= last; begin += kAtATime) {
+      float4 v[kAtATime][kN / 8];
 #pragma unroll
-      for (int i = 0; i < kN / 8; ++i) {
-        float4 v = make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
-        if (block != me) v = __ldcg(from + i * 32);
-        sum[4 * i] += v.x;
-        sum[4 * i + 1] += v.y;
-        sum[4 * i + 2] += v.z;
-        sum[4 * i + 3] += v.w;
+      for (int j = 0; j < kAtATime; ++j) {
+        const int block = begin + j;
+        const float4* from = partial(p, min(block, last), warp, lane);
+#pragma unroll
+        for (int i = 0; i < kN / 8; ++i) {
+          v[j][i] = make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
+          if ((left || block != int(blockIdx.x)) && block <= last) v[j][i] = __ldcg(from + i * 32);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kAtATime; ++j) {
+        if (begin + j > last) break;
+#pragma unroll
+        for (int i = 0; i < kN / 8; ++i) {
+          sum[4 * i] += v[j][i].x;
+          sum[4 * i + 1] += v[j][i].y;
+          sum[4 * i + 2] += v[j][i].z;
+          sum[4 * i + 3] += v[j][i].w;
+        }
       }
     }
     if (lane == 0) p.tickets[strip] = 0;
-    store_rows<kN>(p, strip, lane, sum);
+#pragma unroll
+    for (int i = 0; i < kN / 2; ++i) acc[i] = sum[i];
   }
 };
 
-template <int kN, int kWarps>
-__global__ void __launch_bounds__(kThreads<kWarps>, 1)
+/// Ends a run: its last team, and its first if that was left to whoever came last and `ticket` says that we
+/// were.
+template <int kN>
+__device__ void finish_run(const Problem& p, const TeamEnd<kN>* left_behind, uint32_t ticket,
+                           const TeamEnd<kN>& end, int warp, int lane, float (&acc)[kN / 2]) {
+  bool mine = true;
+  if (end.is_shared()) {
+    bool left = false;
+    if (end.is_last(end.arrived)) {
+      ptx::fence_acquire();
+    } else {
+      end.leave(p, warp, lane, acc);
+      left = true;
+      mine = end.is_last(end.hand_in(p, lane));
+    }
+    if (mine) end.gather(p, left, warp, lane, acc);
+  }
+  if (mine) store_rows<kN>(p, end.strip, lane, acc);
+  if (left_behind && left_behind->is_last(ticket)) {
+    left_behind->gather(p, true, warp, lane, acc);
+    store_rows<kN>(p, left_behind->strip, lane, acc);
+  }
+}
+
+template <int kN>
+__global__ void __launch_bounds__(kThreads<kN>, 1)
     spmm_stream_kernel(const __grid_constant__ Problem p, const __grid_constant__ CUtensorMap x_map) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  __shared__ NibbleEntry nibble_table[16];
   extern __shared__ __align__(1024) uint8_t raw[];
-  auto& shared = *reinterpret_cast<SharedMap<kN, kWarps>*>(raw);
+  auto& shared = *reinterpret_cast<SharedMap<kN>*>(raw);
+  ptx::let_next_grid_start();
   const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0);  // known to be uniform
   const int lane = int(threadIdx.x) % 32;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < kXStages<kN>; ++i) {
-      ptx::barrier_init(ptx::shared_address(&shared.x_full[i]), 1);
-      ptx::barrier_init(ptx::shared_address(&shared.x_empty[i]), kWarps);
-    }
-    for (int i = 0; i < kWarps * kSpmmStages; ++i) {
-      ptx::barrier_init(ptx::shared_address(&shared.chunk_full[0][i]),
-                        32 + 1);  // the lanes' columns, the bulk
-      ptx::barrier_init(ptx::shared_address(&shared.chunk_empty[0][i]), 1);
-    }
-    ptx::barrier_init_fence();
-  }
-  fill_nibble_table(nibble_table, int(threadIdx.x));
-  __syncthreads();  // barriers and table before anyone uses them
-  ptx::let_next_grid_start();
-
-  const int begin = first_unit(p.units, int(gridDim.x), int(blockIdx.x));
-  const int end = first_unit(p.units, int(gridDim.x), int(blockIdx.x) + 1);
-  ChunkWalk walk(p, begin % p.shape.chunks);
-  int row_block = begin / p.shape.chunks;
-  if (warp == kWarps + kFetchWarps) return bring_x<kN, kWarps>(p, &x_map, shared, walk, end - begin, lane);
-  if (warp >= kWarps) {
-    return bring_chunks<kN, kWarps>(p, shared, walk, row_block, end - begin, warp - kWarps, lane);
-  }
-
-  const uint32_t slots = ptx::shared_address(shared.slots) + warp * kSpmmStages * p.slot_bytes;
-  const uint32_t full = ptx::shared_address(shared.chunk_full[warp]);
-  const uint32_t empty = ptx::shared_address(shared.chunk_empty[warp]);
-  XStage<kN> x{ptx::shared_address(shared.x_full)};
-  int stage = 0;
-  uint32_t parity = 0;
-  float acc[kN / 2] = {};
-  for (int unit = begin; unit < end;) {
-    RowBlockEnd<kN, kWarps> row_block_end(p, row_block, warp);
-    const bool inside = row_block_end.strip < p.strips;  // else the warpgroup only lets X pass
-    for (bool last = false; !last; ++unit) {
-      const int blocks = walk.blocks(p);
-      last = walk.next(p) || unit + 1 == end;
-      if (!inside) {
-#pragma unroll 1
-        for (int block = 0; block < blocks; block += p.x_blocks) {
-          x.wait();
-          x.let_go(lane);
-          x.next();
-        }
-        continue;
-      }
-      if (last) row_block_end.peek(p);
-      ptx::barrier_wait(full + 8 * stage, parity);
-      multiply_chunk<kN, kWarps>(p, shared, slots + stage * p.slot_bytes, blocks, x, lane, acc);
-      __syncwarp();  // all lanes have read the slot
+  const int begin = first_unit(p, int(blockIdx.x)), end = first_unit(p, int(blockIdx.x) + 1);
+  int team = int(p.by_chunks.divide(uint32_t(begin)));
+  ChunkWalk walk(p, begin - team * p.shape.chunks);
+  if (warp >= kSpmmWarps) {
+    if constexpr (kSpareRegisters<kN>) ptx::registers_down<24>();
+    if (warp == kSpmmWarps) {
       if (lane == 0) {
-        ptx::fence_async_proxy();  // what lanes' copies wrote and we read, before the bulk copy that refills
-                                   // it
-        ptx::barrier_arrive(empty + 8 * stage);
+        for (int i = 0; i < kXStages<kN>; ++i) {
+          ptx::barrier_init(ptx::shared_address(&shared.x_full[i]), x_arrivals(p));
+          ptx::barrier_init(ptx::shared_address(&shared.x_empty[i]), kSpmmWarps * x_arrivals(p));
+        }
       }
-      if (++stage == kSpmmStages) {
-        stage = 0;
-        parity ^= 1;
-      }
+      shared.table.fill(lane);
+      ptx::barrier_init_fence();
     }
-    if (kUseWgmma<kN>) ptx::wgmma_wait<0>();
-    if (inside) row_block_end.finish(p, warp, lane, acc);
+    ptx::meet_block();  // X's barriers and the table before anyone uses them
+    if (warp == kSpmmWarps) bring_x<kN>(p, &x_map, shared, walk, end - begin, lane);
+    return;
+  }
+  if constexpr (kSpareRegisters<kN>) ptx::registers_up<112>();
+
+  // Of the last team some strips may not exist; their warps only let X pass.
+  const int whole_teams = (p.strips - warp + kSpmmWarps - 1) / kSpmmWarps;  // that have this warp's strip
+  const int own_end = max(begin, min(end, whole_teams * p.shape.chunks));
+  const uint32_t map = once(ptx::shared_address(&shared.warp[warp]));
+  if (lane == 0) {
+    for (int i = 0; i < kRingPieces + 2; ++i)
+      ptx::barrier_init(map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * i, 1);
+  }
+  ptx::barrier_init_fence();
+  __syncwarp();  // its barriers before the warp's copies
+  const int last_team = own_end > begin ? int(p.by_chunks.divide(uint32_t(own_end - 1))) : -1;
+  StripCursor cursor{.decoder = {},
+                     .records = RecordFeed(p, team * kSpmmWarps + warp, own_end - begin, walk),
+                     .pieces = PieceFeed(p, team * kSpmmWarps + warp, walk.chunk,
+                                         last_team * kSpmmWarps + warp, own_end - last_team * p.shape.chunks),
+                     .policy = ptx::evict_first_policy(),
+                     .map = map};
+  cursor.fill(p);
+  ptx::meet_block();  // X's barriers and the table before anyone uses them
+  const uint32_t x_stages = once(ptx::shared_address(shared.x));
+  cursor.decoder = NibbleDecoder<kRingRows>(x_stages + uint32_t(offsetof(SharedMap<kN>, table)));
+  XStage<kN> x{.full = x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)), .by_all = !p.x_by_box};
+  float acc[kN / 2] = {};
+  int unit = begin;
+  if (unit < own_end) {
+    TeamEnd<kN> team_end(p, team, warp), left_behind = team_end;
+    bool leaves = false;
+    uint32_t ticket = 0;
+    cursor.read_head(0, lane);
+    cursor.enter(p, true, true);
+    for (;;) {
+      const int team_end_unit = min((team + 1) * p.shape.chunks, own_end);
+#pragma unroll 1
+      for (; unit < team_end_unit; ++unit) {
+        if (unit + 1 == own_end) team_end.peek(p);
+        multiply_chunk<kN>(p, x_stages, cursor, unit + 1 < own_end, unit + 1 == team_end_unit, x, lane, acc);
+        cursor.close(p);
+      }
+      if (kUseWgmma<kN>) ptx::wgmma_wait<0>();
+      if (unit == own_end) break;
+      ptx::wait_for_previous_grids();
+      if (team_end.is_shared()) {
+        team_end.leave(p, warp, lane, acc);
+        ticket = team_end.hand_in(p, lane);  // looked at when the run ends: it takes a microsecond
+        left_behind = team_end;
+        leaves = true;
+      } else {
+        store_rows<kN>(p, team_end.strip, lane, acc);
+      }
 #pragma unroll
-    for (int i = 0; i < kN / 2; ++i) acc[i] = 0.0f;
-    ++row_block;
+      for (int i = 0; i < kN / 2; ++i) acc[i] = 0.0f;
+      team_end = TeamEnd<kN>(p, ++team, warp);
+    }
+    finish_run<kN>(p, leaves ? &left_behind : nullptr, ticket, team_end, warp, lane, acc);
+  }
+  if (unit == end) return;
+  for (int i = begin; i < unit; ++i) walk.next(p);
+#pragma unroll 1
+  for (; unit < end; ++unit) {
+    const int blocks = walk.blocks(p);
+    walk.next(p);
+#pragma unroll 1
+    for (int block = 0; block < blocks; block += p.x_blocks) {
+      x.wait();
+      x.let_go(lane);
+      x.next();
+    }
   }
 #else
   __trap();  // sm_90a only; plans choose this kernel nowhere else
 #endif
 }
 
-template <int kN, int kWarps>
+template <int kN>
 void launch(const Problem& problem, const SpmmPlan& plan, const CUtensorMap& map, cudaStream_t stream) {
-  const auto kernel = spmm_stream_kernel<kN, kWarps>;
+  static_assert(sizeof(SharedMap<kN>) <= size_t(kSpmmSharedBytes));
+  const auto kernel = spmm_stream_kernel<kN>;
   SPINFER_CUDA_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes));
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(SharedMap<kN>))));
   cudaLaunchAttribute dependent{};
   dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   dependent.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(plan.grid));
-  config.blockDim = dim3(unsigned(kThreads<kWarps>));
-  config.dynamicSmemBytes = size_t(plan.shared_bytes);
+  config.blockDim = dim3(unsigned(kThreads<kN>));
+  config.dynamicSmemBytes = sizeof(SharedMap<kN>);
   config.stream = stream;
   config.attrs = &dependent;
   config.numAttrs = 1;
   SPINFER_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, problem, map));
 }
 
-template <int kWarps>
-void launch_for_tokens(const Problem& problem, const SpmmPlan& plan, const CUtensorMap& map,
-                       cudaStream_t stream) {
-  switch (plan.n_tile) {
-    case 8:
-      return launch<8, kWarps>(problem, plan, map, stream);
-    case 16:
-      return launch<16, kWarps>(problem, plan, map, stream);
-    case 32:
-      return launch<32, kWarps>(problem, plan, map, stream);
-    default:
-      return launch<64, kWarps>(problem, plan, map, stream);
-  }
-}
-
-// The plan's constant is this kernel's map.
-template <int kN>
-using WidestMap = SharedMap<kN, 12>;
-template <int kN>
-constexpr int slots_begin = offsetof(WidestMap<kN>, slots);
-static_assert(slots_begin<8> + kSlotOverrun <= kSpmmFixedBytes);
-static_assert(slots_begin<16> + kSlotOverrun <= kSpmmFixedBytes);
-static_assert(slots_begin<32> + kSlotOverrun <= kSpmmFixedBytes);
-static_assert(slots_begin<64> + kSlotOverrun <= kSpmmFixedBytes);
-
 }  // namespace
 
 size_t spmm_workspace_bytes(const StripStream& w, const GpuFacts& gpu) {
-  return plan_spmm(w.view.shape, w.view.max_unfolded_bytes, w.warps, kStreamMaxTokens, gpu).workspace_bytes;
+  return plan_spmm(w.view.shape, kStreamMaxTokens, gpu).workspace_bytes;
 }
 
 void spmm_stream(Context& context, const SpmmArgs& args) {
   const StripShape& shape = args.w.view.shape;
   check(args.n >= 1 && args.n <= kStreamMaxTokens, "stream SpMM {}×{}: {} tokens, legal are 1 to {}", shape.m,
         shape.k, args.n, kStreamMaxTokens);
-  const SpmmPlan plan =
-      plan_spmm(shape, args.w.view.max_unfolded_bytes, args.w.warps, args.n, context.facts());
+  const SpmmPlan plan = plan_spmm(shape, args.n, context.facts());
   Problem p{};
   p.shape = shape;
-  p.offsets = args.w.view.offsets;
-  p.heights = args.w.view.heights;
-  p.data = args.w.view.data;
+  p.records = args.w.view.records;
+  p.places = args.w.view.places;
+  p.values = args.w.view.values;
   p.strips = int(shape.strips());
   p.blocks = shape.blocks();
   p.fewest_blocks = shape.blocks() / shape.chunks;
   p.extra_blocks = shape.blocks() % shape.chunks;
   p.units = int(plan.units);
-  p.slot_bytes = plan.slot_bytes;
-  const int x_room = plan.n_tile <= 16 ? 8 : 64 / plan.n_tile;
+  p.record_bytes = shape.record_bytes();
+  p.by_grid = FastDivisor::make(plan.grid, plan.units * plan.grid);
+  p.by_chunks =
+      FastDivisor::make(shape.chunks, std::max<int64_t>(plan.units, int64_t(shape.chunks) * shape.chunks));
+  const int x_room = plan.n_tile <= 16 ? kMaxChunkBlocks : 128 / plan.n_tile;
   const int x_stages = (shape.max_chunk_blocks() + x_room - 1) / x_room;
   p.x_blocks = (shape.max_chunk_blocks() + x_stages - 1) / x_stages;
   p.n = args.n;
@@ -446,10 +570,16 @@ void spmm_stream(Context& context, const SpmmArgs& args) {
   p.tickets = args.w.tickets;
   CUtensorMap map{};
   p.x_by_box = make_activation_map(map, args.x, args.n, shape.k, kBlockColumns, plan.n_tile);
-  check(plan.warps == 8 || plan.warps == 12, "stream SpMM {}×{}: {} warps, legal are 8 and 12", shape.m,
-        shape.k, plan.warps);
-  if (plan.warps == 8) return launch_for_tokens<8>(p, plan, map, context.stream());
-  launch_for_tokens<12>(p, plan, map, context.stream());
+  switch (plan.n_tile) {
+    case 8:
+      return launch<8>(p, plan, map, context.stream());
+    case 16:
+      return launch<16>(p, plan, map, context.stream());
+    case 32:
+      return launch<32>(p, plan, map, context.stream());
+    default:
+      return launch<64>(p, plan, map, context.stream());
+  }
 }
 
 }  // namespace spinfer::cuda

@@ -1,10 +1,10 @@
-// Decodes strip streams (kernels/format/strip_stream.h) from an unfolded chunk in shared memory into the A
-// registers of mma.m16n8k16 / wgmma.
+// Decodes strip streams (kernels/format/strip_stream.h) from shared memory into the A registers of
+// mma.m16n8k16 / wgmma.
 //
-// Per nibble (four weights, two registers) and lane 14 instructions: 7 on the ALU pipe (3 LOP3, 2 SHF, 2
-// PRMT), 4 on the FMA pipe (3 IDP, 1 IMAD) and 3 shared loads: the 64-bit table entry (2 wavefronts; 16
-// entries in 32 banks) and the two words of the window (a wavefront each: bank = rank). A lane's place is a
-// running count, never in memory, so the loads of several nibbles are in flight together.
+// Per TCTile (eight weights of a lane, four registers) 29 instructions: 15 on the ALU pipe (6 PRMT, 4 SHF, 4
+// LOP3 and its share of taking the mask apart), 10 on the FMA pipe (8 IDP, 2 IMAD) and 4 shared loads of one
+// wavefront each (bank = track): the two words that hold a nibble. There is no table in memory: one PRMT
+// looks up four pairs' codes, another their lengths. A lane's place is a running count, never in memory.
 #pragma once
 
 #include <cstdint>
@@ -19,14 +19,6 @@ __device__ inline uint32_t load_shared(uint32_t address) {
   return value;
 }
 
-/// The same, for the compiler to move: only where the address depends on a value loaded after the data's
-/// barrier, and the result is used before the data goes.
-__device__ inline uint32_t load_shared_freely(uint32_t address) {
-  uint32_t value;
-  asm("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address));
-  return value;
-}
-
 /// prmt reads the low 16 bits of `selectors`; __byte_perm would first mask them, an instruction each.
 __device__ inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selectors) {
   uint32_t value;
@@ -34,112 +26,85 @@ __device__ inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t s
   return value;
 }
 
-/// What a nibble means, as `StripDecoder` reads it from shared memory.
-struct alignas(8) NibbleEntry {
-  uint32_t first;   ///< selectors of the first register; high half all ones for a full nibble, else zero
-  uint32_t second;  ///< selectors of the second register; high half: nonzeros
-};
-constexpr NibbleEntry nibble_entry(uint32_t nibble) {
-  const uint32_t selectors = nibble_selectors(nibble);
-  const uint32_t count = (nibble & 1) + (nibble >> 1 & 1) + (nibble >> 2 & 1) + (nibble >> 3);
-  return {(selectors & 0xffffu) | (count == 4 ? 0xffff0000u : 0u), selectors >> 16 | count << 16};
-}
+/// The decoder's constants. They go through shared memory into registers: literals and kernel parameters
+/// would be moved to registers again wherever they are used, a fifth of all instructions.
+struct DecodeTables {
+  uint32_t codes = kPairCodes, advances = kPairAdvances;
+  uint32_t factor = kSelectorFactor, factor_high = kSelectorFactor << 16, offset = kSelectorOffset;
+  uint32_t first_of_nibble[2] = {1, 1u << 16};  ///< weights of a tile's advances in sums
+  uint32_t first_nibble = 0x0101;
+  uint32_t all = 0x01010101;
 
-/// Where `StripDecoder` reads the 16 entries. As a constant it goes into the loads; as an address it costs an
-/// addition per nibble, for ptxas adds the block's place in its cluster to it. So the kernel's one static
-/// shared array must be the table: it lies behind the kilobyte the system reserves.
-inline constexpr uint32_t kNibbleTableAddress = 0x400;
-/// All threads of the block; a barrier must follow. Traps if the table is not where it must be.
-__device__ inline void fill_nibble_table(NibbleEntry (&table)[16], int thread) {
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(table));
-  if ((address & 0xffffffu) != kNibbleTableAddress) __trap();
-  if (thread < 16) table[thread] = nibble_entry(uint32_t(thread));
-}
-
-/// Factors of the dot-product instructions. A kernel parameter: as literals they would be moved to registers
-/// anew in every block, from the parameters' constant bank they are operands.
-struct DecodeFactors {
-  uint32_t index[4] = {8u, 8u << 8, 8u << 16, 8u << 24};  ///< dp4a: a byte of nibbles to its entry's offset
-  uint32_t bump = 4u << 8;      ///< dp2a: an entry's count to a quarter of its advance
-  uint32_t advance = 16u << 8;  ///< dp2a: an entry's count to its advance
-};
-
-/// What one nibble needs to become two registers.
-struct NibbleWindow {
-  NibbleEntry entry;
-  uint32_t w0, w1;    ///< the words that hold its values
-  uint32_t position;  ///< shift amount
-
-  __device__ void assemble(uint32_t& a0, uint32_t& a1) const {
-    const uint32_t v01 = __funnelshift_r(w0, w1, position);
-    uint32_t v23 = __funnelshift_r(w1, 0, position);
-    // Only a full nibble reads the fourth value: elsewhere it is cleared, to be the selectors' zero.
-    asm("lop3.b32 %0, %1, %2, 0xffff, 0xe0;" : "=r"(v23) : "r"(v23), "r"(entry.first));
-    a0 = permute_bytes(v01, v23, entry.first);
-    a1 = permute_bytes(v01, v23, entry.second);
-  }
-};
-
-/// Two TCTiles: what is loaded, multiplied and waited for at a time.
-struct PairEntries {
-  NibbleEntry entry[4];
-};
-struct PairWindow {
-  NibbleWindow nibble[4];
-  __device__ void assemble(uint32_t (&a)[8]) const {
+  __device__ static DecodeTables from_shared(uint32_t address) {
+    DecodeTables tables;
+    auto* words = reinterpret_cast<uint32_t*>(&tables);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) nibble[i].assemble(a[2 * i], a[2 * i + 1]);
+    for (uint32_t i = 0; i < sizeof(DecodeTables) / 4; ++i)
+      asm volatile("ld.volatile.shared.b32 %0, [%1];" : "=r"(words[i]) : "r"(address + 4 * i));
+    return tables;
   }
 };
 
-/// A block's mask word, its nibbles one a byte.
-struct BlockNibbles {
-  uint32_t even, odd;
-  __device__ explicit BlockNibbles(uint32_t mask) : even(mask & 0x0f0f0f0fu), odd(mask >> 4 & 0x0f0f0f0fu) {}
+/// A TCTile on its way from shared memory.
+struct TileWindow {
+  uint32_t codes;
+  uint32_t words[2][2];  ///< of each nibble
+  uint32_t shift[2][2];  ///< of each pair; the first's counts modulo 32
+
+  __device__ void assemble(const DecodeTables& tables, uint32_t* a) const {
+    const uint32_t selectors[4] = {
+        __dp2a_lo(tables.factor, codes, tables.offset), __dp2a_lo(tables.factor_high, codes, tables.offset),
+        __dp2a_hi(tables.factor, codes, tables.offset), __dp2a_hi(tables.factor_high, codes, tables.offset)};
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const uint32_t first = __funnelshift_r(words[h][0], words[h][1], shift[h][0]);
+      const auto second = uint32_t((uint64_t(words[h][1]) << 32 | words[h][0]) >> shift[h][1]);
+      a[2 * h] = permute_bytes(first, 0, selectors[2 * h]);
+      a[2 * h + 1] = permute_bytes(second, 0, selectors[2 * h + 1]);
+    }
+  }
 };
 
 /// One lane's place in its stream. Positions are in sixteenths of a half: a word is 32, so that the position
-/// is also the amount of the funnel shift that aligns an odd half (shifts take it modulo 32).
+/// is also the amount of the shift that aligns an odd half. Rows are taken modulo kRows (a power of two), the
+/// row behind the last must repeat the first.
+template <int kRows>
 struct StripDecoder {
-  const DecodeFactors& factors;
-  uint32_t column;  ///< shared address of the lane's word in row 0
+  DecodeTables tables;
+  uint32_t column = 0;  ///< shared address of the lane's track in row 0
   uint32_t position = 0;
 
-  /// Starts the table loads of pair p (0 or 1) of a block.
-  __device__ void load_entries(const BlockNibbles& block, int p, PairEntries& pair) const {
+  /// Starts the loads of a tile's values; `pairs` has a pair of weights a nibble in its low half, the higher
+  /// two bits of each zero. Tiles must come in order.
+  __device__ void load(uint32_t pairs, TileWindow& window) {
+    window.codes = permute_bytes(tables.codes, tables.codes, pairs);
+    const uint32_t advances = permute_bytes(tables.advances, tables.advances, pairs);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      load_entry(__dp4a(block.even, factors.index[2 * p + i], 0u), pair.entry[2 * i]);
-      load_entry(__dp4a(block.odd, factors.index[2 * p + i], 0u), pair.entry[2 * i + 1]);
+    for (int h = 0; h < 2; ++h) {
+      const uint32_t at = h == 0 ? position : __dp4a(advances, tables.first_nibble, position);
+      const uint32_t row = row_address(at);
+      window.words[h][0] = load_shared(row);
+      window.words[h][1] = load_shared(row + kTrackRowBytes);
+      window.shift[h][0] = at;
+      window.shift[h][1] = __dp4a(advances, tables.first_of_nibble[h], at & 31u);
     }
-  }
-  /// Starts the loads of the pair's values. Pairs must come in order.
-  __device__ void load_window(const PairEntries& pair, PairWindow& window) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) load_nibble(pair.entry[i], window.nibble[i]);
+    position = __dp4a(advances, tables.all, position);
   }
 
  private:
-  __device__ static void load_entry(uint32_t offset, NibbleEntry& entry) {
-    asm("ld.shared.v2.b32 {%0, %1}, [%2];"
-        : "=r"(entry.first), "=r"(entry.second)
-        : "r"(kNibbleTableAddress + offset));
-  }
-  __device__ void load_nibble(const NibbleEntry& entry, NibbleWindow& window) {
-    // A full nibble at an odd half (position & 16) skips that half. Adding 4·count carries into the word
-    // number exactly then; the odd bit survives only where it was set and no carry cleared it.
-    const uint32_t bumped = __dp2a_lo(entry.second, factors.bump, position);
-    asm("lop3.b32 %0, %1, %2, 31, 0xc4;" : "=r"(position) : "r"(position), "r"(bumped));
-    uint32_t row;  // column + row number · 128; in PTX, or the compiler makes three instructions of two
-    asm("{\n\t.reg .b32 word;\n\tand.b32 word, %1, 0xffffffe0;\n\tmad.lo.u32 %0, word, 4, %2;\n\t}"
+  /// In PTX, or the compiler makes three instructions of two.
+  __device__ uint32_t row_address(uint32_t at) const {
+    uint32_t row;
+    asm("{\n\t.reg .b32 word;\n\tand.b32 word, %1, %3;\n\tmad.lo.u32 %0, word, 4, %2;\n\t}"
         : "=r"(row)
-        : "r"(bumped), "r"(column));
-    window.entry = entry;
-    window.w0 = load_shared_freely(row);
-    window.w1 = load_shared_freely(row + kChunkRowBytes);
-    window.position = position;
-    position = __dp2a_lo(entry.second, factors.advance, position);
+        : "r"(at), "r"(column), "n"((kRows - 1) << 5));
+    return row;
   }
 };
+
+/// A stored mask word taken apart: the tiles of half 0 or 1 of a block.
+__device__ inline uint32_t pairs_of(uint32_t word, int half) {
+  return (half ? word >> 2 : word) & 0x33333333u;
+}
 
 }  // namespace spinfer::cuda

@@ -1,10 +1,10 @@
 // Makes strip streams (kernels/format/strip_stream.h) from canonical TCA-BME arrays, on the GPU, once per
 // weight.
 //
-// Three steps: `measure` finds the heights and bytes of every chunk, a scan turns bytes into offsets, `write`
-// moves the bits. One warp per chunk in both, lane = lane of the stream; a warp reads the 16 bitmaps of its
-// strip in each GroupTile as broadcasts and walks the lane's nibbles, values are gathered. Bound by the
-// gathers' and stores' sectors.
+// A warp walks a strip, lane = lane of the stream, chunk after chunk, for each chunk deals lanes to tracks
+// from where the one before ended. Twice: to find how many rows each strip has, and, when a scan has turned
+// those into places, to write. Bitmaps are read as broadcasts, values gathered. Bound by latency: a strip is
+// a chain.
 #include <cub/device/device_scan.cuh>
 
 #include "kernels/check.h"
@@ -15,176 +15,220 @@
 namespace spinfer::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 64;
 
 struct Totals {
-  int max_height;
-  int max_unfolded_bytes;
+  int max_chunk_rows;
+  int uneven;  ///< chunks that do not fit the ring
 };
 
-/// A warp's chunk: strip, blocks, lane.
-struct ChunkOf {
-  int64_t entry, strip;
-  int begin, end, lane;
-  __device__ explicit ChunkOf(const StripShape& shape) {
-    entry = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / 32;
-    lane = int(threadIdx.x) % 32;
-    strip = entry / shape.chunks;
-    const int chunk = int(entry % shape.chunks);
-    begin = shape.block_begin(chunk);
-    end = shape.block_begin(chunk + 1);
-  }
-  /// The strip's 16 bitmaps of a block.
-  __device__ const uint64_t* bitmaps(const TcaBmeView& w, int block) const {
-    return w.bitmaps + (strip / 4 * group_tiles(w.k) + block) * kBitmapsPerGroupTile + strip % 4 * 16;
-  }
-};
-
-/// Lanes with more words, or as many and a lower number.
-__device__ int rank_of(int words, int lane) {
-  int rank = 0;
-  for (int i = 0; i < 32; ++i) {
-    const int other = __shfl_sync(~0u, words, i);
-    rank += other > words || (other == words && i < lane);
-  }
-  return rank;
+/// The strip's 16 bitmaps of a block.
+__device__ const uint64_t* bitmaps_of(const TcaBmeView& w, int64_t strip, int block) {
+  return w.bitmaps + (strip / 4 * group_tiles(w.k) + block) * kBitmapsPerGroupTile + strip % 4 * 16;
 }
 
-/// Words of this lane's stream.
-__device__ int stream_words(const TcaBmeView& w, const ChunkOf& c) {
-  int position = 0;
-  for (int block = c.begin; block < c.end; ++block) {
-    position = advance_stream(position, lane_mask(c.bitmaps(w, block), c.lane));
+/// Where a lane's stream goes on, and where the track of its own number ended.
+struct Deal {
+  int track, half;
+  int lane_of_track;
+};
+
+/// Pieces from this position on, and through what a block that ends there needs (strip_stream.cpp).
+__device__ int first_piece(int half) {
+  return __reduce_min_sync(~0u, half) / (2 * kPieceRows);
+}
+__device__ int pieces_until(int half) {
+  return (__reduce_max_sync(~0u, half) / 2 + 1) / kPieceRows + 1;
+}
+
+/// `length` and `first` (mask of the first block) are the lane's, `track_end` the track's.
+__device__ Deal deal_lanes(int length, uint32_t first, int track_end, int lane) {
+  int by_length = 0, by_end = 0;  // ranks
+  for (int i = 0; i < kStripLanes; ++i) {
+    const int other = __shfl_sync(~0u, length, i), end = __shfl_sync(~0u, track_end, i);
+    by_length += other > length || (other == length && i < lane);
+    by_end += end < track_end || (end == track_end && i < lane);
   }
-  return (position + 1) / 2;
+  Deal deal{};
+  for (int i = 0; i < kStripLanes; ++i) {
+    if (__shfl_sync(~0u, by_end, i) == by_length) deal.track = i;
+    if (__shfl_sync(~0u, by_length, i) == by_end) deal.lane_of_track = i;
+  }
+  const int lowest = __reduce_max_sync(~0u, track_end) - kMaxLag;
+  deal.half = max(__shfl_sync(~0u, track_end, deal.track), lowest);
+  if ((first & 15u) == 15u) deal.half += deal.half & 1;
+  return deal;
+}
+
+/// One strip on its way through a warp. Counts are the same in all lanes.
+template <bool kWrite>
+struct StripWalk {
+  const TcaBmeView& w;
+  const StripShape& shape;
+  int64_t strip;
+  int lane;
+  uint8_t* record;  ///< the next chunk's
+  uint8_t* rows;    ///< the strip's
+  int arrived = 0, strip_rows = 0, max_chunk_rows = 0;
+  bool fits = true;
+
+  __device__ uint32_t mask(int block) const { return lane_mask(bitmaps_of(w, strip, block), lane); }
+
+  __device__ Deal deal(int chunk, int track_end) const {
+    int length = 0;
+    for (int block = shape.block_begin(chunk); block < shape.block_begin(chunk + 1); ++block)
+      length += __popc(mask(block));
+    return deal_lanes(length, mask(shape.block_begin(chunk)), track_end, lane);
+  }
+
+  __device__ void walk() {
+    Deal current = deal(0, 0);
+    for (int chunk = 0; chunk < shape.chunks; ++chunk) {
+      const int begin = shape.block_begin(chunk), blocks = shape.block_begin(chunk + 1) - begin;
+      int half = current.half, used = first_piece(half);
+      const int first_row = __reduce_min_sync(~0u, half) / 2;
+      ChunkHead* head = reinterpret_cast<ChunkHead*>(record);
+      if (kWrite) {
+        head->start[lane] = uint16_t(chunk_start(current.track, half - used * 2 * kPieceRows));
+        if (lane < kMaxChunkBlocks) head->events[lane] = 0;
+      }
+      const int arrived_before = arrived - used;
+      int first_wait = 0;
+      uint64_t events = 0;
+      uint32_t next = mask(begin);
+      for (int i = 0; i < blocks; ++i) {
+        const uint32_t natural = next;
+        next = i + 1 < blocks ? mask(begin + i + 1) : 0u;
+        const uint32_t padded = mask_with_zeros(half, natural, next);
+        if (kWrite) {
+          reinterpret_cast<uint32_t*>(record + sizeof(ChunkHead) + i * kTrackRowBytes)[lane] =
+              arrange_mask(padded);
+          write_block(begin + i, current.track, half, padded);
+        }
+        half += __popc(padded);
+        const int needed = max(arrived, pieces_until(half));
+        if (i == 0) {
+          first_wait = needed - arrived;
+        } else {
+          events |= uint64_t(uint32_t(needed - arrived) & 15u) << (8 * (i - 1));
+        }
+        arrived = needed;
+        fits = fits && arrived - used <= kRingPieces;
+        if (i + 1 < blocks) {
+          events |= uint64_t(uint32_t(first_piece(half) - used) & 15u) << (8 * i + 4);
+          used = first_piece(half);
+        }
+      }
+      const int end = (__reduce_max_sync(~0u, half) + 1) / 2;
+      strip_rows = max(strip_rows, end);
+      max_chunk_rows = max(max_chunk_rows, end - first_row);
+      int used_after = arrived;
+      if (chunk + 1 < shape.chunks) {
+        current = deal(chunk + 1, __shfl_sync(~0u, half, current.lane_of_track));
+        used_after = first_piece(current.half);
+      }
+      events |= uint64_t(uint32_t(min(used_after - used, 15))) << (8 * (blocks - 1) + 4);
+      if (kWrite && lane == 0) {
+        head->first_row = uint32_t(first_row);
+        head->rows = uint16_t(end - first_row);
+        head->blocks = uint8_t(blocks);
+        head->waits = uint8_t(first_wait | arrived_before << 4);
+        *reinterpret_cast<uint64_t*>(head->events) = events;
+      }
+      record += sizeof(ChunkHead) + blocks * kTrackRowBytes;
+    }
+  }
+
+  /// This lane's values of one block to its track; explicit zeros are there already.
+  __device__ void write_block(int block, int track, int half, uint32_t padded) {
+    const uint64_t* bitmaps = bitmaps_of(w, strip, block);
+    const int above = int(strip % 4) * 16;  // bitmaps of the strips above in the GroupTile
+    int before = 0;
+    for (int i = lane; i < above; i += kStripLanes) before += __popcll(bitmaps[i - above]);
+    int64_t value = w.offset(strip / 4 * group_tiles(w.k) + block) + int64_t(__reduce_add_sync(~0u, before));
+    auto* halves = reinterpret_cast<uint16_t*>(rows + track * 4);
+    for (int i = 0; i < 16; ++i) {
+      const uint64_t bitmap = bitmaps[i], below = (uint64_t{1} << (2 * lane)) - 1;
+      const Half* next = w.values + value + __popcll(bitmap & below);
+      for (int bit = 0; bit < 2; ++bit) {
+        const bool there = bitmap >> (2 * lane + bit) & 1;
+        if (there) halves[int64_t(half / 2) * (kTrackRowBytes / 2) + half % 2] = (next++)->bits;
+        half += int(padded >> (2 * i + bit) & 1u);
+      }
+      value += __popcll(bitmap);
+    }
+  }
+};
+
+/// Which strip this warp has, or none.
+__device__ int64_t strip_of_warp() {
+  return (int64_t(blockIdx.x) * kThreads + threadIdx.x) / kStripLanes;
 }
 
 __global__ void __launch_bounds__(kThreads)
-    measure(TcaBmeView w, StripShape shape, ChunkHeights* heights, uint64_t* bytes, Totals* totals) {
-  const ChunkOf c(shape);
-  if (c.entry >= shape.entries()) return;
-  const int words = stream_words(w, c);
-  const int rank = rank_of(words, c.lane);
-  if (rank % 2 == 0) heights[c.entry].row[rank / 2] = uint8_t(words);
-  __syncwarp();
-  if (c.lane == 0) {
-    const ChunkHeights height = heights[c.entry];
-    bytes[c.entry] = uint64_t(chunk_bytes(c.end - c.begin, height));
-    atomicMax(&totals->max_height, int(height.row[0]));
-    atomicMax(&totals->max_unfolded_bytes, unfolded_chunk_bytes(c.end - c.begin, height.row[0]));
-  }
-}
-
-/// Puts halves into one lane's column, word by word.
-struct StreamWriter {
-  uint8_t* rows;    // row 0, at the lane's column
-  uint8_t* column;  // the lane's place in the columns above the whole rows, as if they began at row 0
-  int whole_rows;
-  uint32_t pending = 0;
-  int position = 0;
-
-  __device__ void put_word(int row, uint32_t word) {
-    auto* to = row < whole_rows ? rows + int64_t(row) * kChunkRowBytes : column + int64_t(row) * 8;
-    *reinterpret_cast<uint32_t*>(to) = word;
-  }
-  __device__ void put(uint32_t half) {
-    if (position % 2) {
-      put_word(position / 2, pending | half << 16);
-      pending = 0;
-    } else {
-      pending = half;
-    }
-    ++position;
-  }
-  __device__ void finish(int height) {
-    if (position % 2) put(0);
-    for (int row = position / 2; row < height; ++row) put_word(row, 0);
-  }
-};
-
-/// This lane's values of one block, in stream order.
-__device__ void write_block(const TcaBmeView& w, const ChunkOf& c, int block, StreamWriter& stream) {
-  const uint64_t* bitmaps = c.bitmaps(w, block);
-  const int before = int(c.strip % 4) * 16;  // bitmaps of the strips above in the GroupTile
-  const int64_t tile = c.strip / 4 * group_tiles(w.k) + block;
-  int64_t value = w.offset(tile);
-  for (int i = 0; i < before; ++i) value += __popcll(bitmaps[i - before]);
-  const uint32_t mask = lane_mask(bitmaps, c.lane);
-  for (int i = 0; i < 16; ++i) {
-    if (i % 2 == 0 && (mask >> (2 * i) & 15u) == 15u && stream.position % 2) stream.put(0);
-    const uint64_t below = (uint64_t{1} << (2 * c.lane)) - 1;
-    const Half* next = w.values + value + __popcll(bitmaps[i] & below);
-    for (int bit = 2 * i; bit < 2 * i + 2; ++bit) {
-      if (mask >> bit & 1) stream.put((next++)->bits);
-    }
-    value += __popcll(bitmaps[i]);
-  }
+    measure(TcaBmeView w, StripShape shape, StripPlace* places, uint64_t* rows, Totals* totals) {
+  const int64_t strip = strip_of_warp();
+  if (strip >= shape.strips()) return;
+  StripWalk<false> walk{w, shape, strip, int(threadIdx.x) % kStripLanes, nullptr, nullptr};
+  walk.walk();
+  if (walk.lane != 0) return;
+  places[strip].pieces = uint32_t(walk.arrived);
+  rows[strip] = uint64_t(walk.strip_rows);
+  atomicMax(&totals->max_chunk_rows, walk.max_chunk_rows);
+  if (!walk.fits) atomicAdd(&totals->uneven, 1);
 }
 
 __global__ void __launch_bounds__(kThreads)
-    write(TcaBmeView w, StripShape shape, const ChunkHeights* heights, const uint64_t* byte_offsets,
-          uint32_t* offsets, uint8_t* data) {
-  const ChunkOf c(shape);
-  if (c.entry >= shape.entries()) return;
-  const int blocks = c.end - c.begin;
-  const int rank = rank_of(stream_words(w, c), c.lane);
-  const ChunkHeights height = heights[c.entry];
-  uint8_t* chunk = data + byte_offsets[c.entry];
-  if (c.lane == 0) offsets[c.entry] = uint32_t(byte_offsets[c.entry] / kChunkAlign);
-
-  chunk[c.lane] = uint8_t(rank);
-  auto* masks = reinterpret_cast<uint32_t*>(chunk + kChunkRankBytes) + c.lane;
-  for (int block = c.begin; block < c.end; ++block) {
-    masks[(block - c.begin) * kStripLanes] = lane_mask(c.bitmaps(w, block), c.lane);
-  }
-  const int whole = height.row[kStripPairs - 1];
-  uint8_t* rows = chunk + kChunkRankBytes + blocks * kChunkRowBytes;
-  int64_t pairs = 0,
-          pairs_before = 0;  // 8-byte pieces above the whole rows: all, and of the columns before ours
-  for (int q = 0; q < kStripPairs; ++q) {
-    if (q == rank / 2) pairs_before = pairs;
-    pairs += height.row[q] - whole;
-  }
-  uint8_t* columns = rows + whole * kChunkRowBytes;
-  StreamWriter stream{rows + rank * 4, columns + (pairs_before - whole) * 8 + rank % 2 * 4, whole};
-  for (int block = c.begin; block < c.end; ++block) write_block(w, c, block, stream);
-  stream.finish(height.row[rank / 2]);
-  if (pairs % 2 && c.lane < 2) reinterpret_cast<uint32_t*>(columns + pairs * 8)[c.lane] = 0;  // to 16 bytes
+    write(TcaBmeView w, StripShape shape, StripPlace* places, const uint64_t* row_begins, uint8_t* records,
+          uint8_t* values) {
+  const int64_t strip = strip_of_warp();
+  if (strip >= shape.strips()) return;
+  const int lane = int(threadIdx.x) % kStripLanes;
+  if (lane == 0) places[strip].row = uint32_t(row_begins[strip]);
+  StripWalk<true> walk{w,
+                       shape,
+                       strip,
+                       lane,
+                       records + strip * shape.record_bytes(),
+                       values + row_begins[strip] * kTrackRowBytes};
+  walk.walk();
 }
 
 struct Measured {
-  std::shared_ptr<void> heights, byte_offsets;
-  uint64_t data_bytes = 0;
+  std::shared_ptr<void> places, row_begins;
+  uint64_t rows = 0;
   Totals totals{};
 };
 
+unsigned grid_of(const StripShape& shape) {
+  return unsigned((shape.strips() * kStripLanes + kThreads - 1) / kThreads);
+}
+
 Measured measure_on_device(Context& context, const TcaBmeView& w, const StripShape& shape) {
-  const size_t entries = size_t(shape.entries());
+  const size_t strips = size_t(shape.strips());
   Measured out;
-  out.heights = context.allocate_shared(entries * sizeof(ChunkHeights));
-  out.byte_offsets = context.allocate_shared((entries + 1) * sizeof(uint64_t));
-  auto* offsets = static_cast<uint64_t*>(out.byte_offsets.get());
+  out.places = context.allocate_shared(strips * sizeof(StripPlace));
+  out.row_begins = context.allocate_shared((strips + 1) * sizeof(uint64_t));
+  auto* rows = static_cast<uint64_t*>(out.row_begins.get());
   const auto totals = context.allocate_shared(sizeof(Totals));
   const cudaStream_t stream = context.stream();
   SPINFER_CUDA_CHECK(cudaMemsetAsync(totals.get(), 0, sizeof(Totals), stream));
-  SPINFER_CUDA_CHECK(cudaMemsetAsync(offsets + entries, 0, sizeof(uint64_t), stream));
-  const auto grid = unsigned((entries * 32 + kThreads - 1) / kThreads);
-  measure<<<grid, kThreads, 0, stream>>>(w, shape, static_cast<ChunkHeights*>(out.heights.get()), offsets,
-                                         static_cast<Totals*>(totals.get()));
+  SPINFER_CUDA_CHECK(cudaMemsetAsync(rows + strips, 0, sizeof(uint64_t), stream));
+  measure<<<grid_of(shape), kThreads, 0, stream>>>(w, shape, static_cast<StripPlace*>(out.places.get()), rows,
+                                                   static_cast<Totals*>(totals.get()));
   SPINFER_LAUNCH_CHECK("strip stream measure");
   size_t scan_bytes = 0;
-  SPINFER_CUDA_CHECK(
-      cub::DeviceScan::ExclusiveSum(nullptr, scan_bytes, offsets, int64_t(entries + 1), stream));
+  SPINFER_CUDA_CHECK(cub::DeviceScan::ExclusiveSum(nullptr, scan_bytes, rows, int64_t(strips + 1), stream));
   const auto scan = context.allocate_shared(scan_bytes);
   SPINFER_CUDA_CHECK(
-      cub::DeviceScan::ExclusiveSum(scan.get(), scan_bytes, offsets, int64_t(entries + 1), stream));
+      cub::DeviceScan::ExclusiveSum(scan.get(), scan_bytes, rows, int64_t(strips + 1), stream));
   SPINFER_CUDA_CHECK(
       cudaMemcpyAsync(&out.totals, totals.get(), sizeof(Totals), cudaMemcpyDeviceToHost, stream));
   SPINFER_CUDA_CHECK(
-      cudaMemcpyAsync(&out.data_bytes, offsets + entries, sizeof(uint64_t), cudaMemcpyDeviceToHost, stream));
+      cudaMemcpyAsync(&out.rows, rows + strips, sizeof(uint64_t), cudaMemcpyDeviceToHost, stream));
   SPINFER_CUDA_CHECK(cudaStreamSynchronize(stream));
-  check(out.data_bytes < uint64_t{kChunkAlign} << 32, "strip streams of {}×{}: {} bytes, the limit is 64 GiB",
-        shape.m, shape.k, out.data_bytes);
+  check(out.rows < uint64_t{1} << 32, "strip streams of {}×{}: {} rows of values, the limit is 2^32", shape.m,
+        shape.k, out.rows);
   return out;
 }
 
@@ -192,45 +236,43 @@ Measured measure_on_device(Context& context, const TcaBmeView& w, const StripSha
 
 StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& w) {
   return make_strip_stream_on_device(context, w,
-                                     plan_strip_layout(w.m, w.k, 1.0 - w.sparsity(), context.facts()));
+                                     plan_strip_chunks(w.m, w.k, 1.0 - w.sparsity(), context.facts()));
 }
 
-StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& w, StripLayoutPlan layout) {
-  StripShape shape{w.m, w.k, layout.chunks};
-  check(layout.chunks >= 1 && layout.chunks <= shape.blocks() && shape.max_chunk_blocks() <= kMaxChunkBlocks,
-        "strip streams of {}×{}: {} chunks are no legal cut", w.m, w.k, layout.chunks);
+StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& w, int chunks) {
+  StripShape shape{w.m, w.k, chunks};
+  check(chunks >= 1 && chunks <= shape.blocks() && shape.max_chunk_blocks() <= kMaxChunkBlocks,
+        "strip streams of {}×{}: {} chunks are no legal cut", w.m, w.k, chunks);
   Measured measured = measure_on_device(context, w, shape);
-  while (measured.totals.max_unfolded_bytes > slot_capacity(layout.warps, context.facts())) {
-    layout = refine_strip_layout(shape, layout);
-    shape.chunks = layout.chunks;
+  while (measured.totals.uneven > 0) {
+    shape.chunks = refine_strip_chunks(shape);
     measured = measure_on_device(context, w, shape);
   }
-  const size_t entries = size_t(shape.entries());
-  const size_t ticket_bytes = size_t(shape.strips()) * sizeof(uint32_t);
-  const auto data = context.allocate_shared(std::max<size_t>(measured.data_bytes, kChunkAlign));
-  const auto offsets = context.allocate_shared(entries * sizeof(uint32_t));
+  const size_t strips = size_t(shape.strips());
+  const size_t ticket_bytes = strips * sizeof(uint32_t);
+  const size_t value_bytes = size_t(measured.rows + kPieceRows + 1) * kTrackRowBytes;
+  const auto records = context.allocate_shared(strips * size_t(shape.record_bytes()));
+  const auto values = context.allocate_shared(value_bytes);
   const auto tickets = context.allocate_shared(ticket_bytes);
   SPINFER_CUDA_CHECK(cudaMemsetAsync(tickets.get(), 0, ticket_bytes, context.stream()));
-  const auto grid = unsigned((entries * 32 + kThreads - 1) / kThreads);
-  write<<<grid, kThreads, 0, context.stream()>>>(
-      w, shape, static_cast<const ChunkHeights*>(measured.heights.get()),
-      static_cast<const uint64_t*>(measured.byte_offsets.get()), static_cast<uint32_t*>(offsets.get()),
-      static_cast<uint8_t*>(data.get()));
+  SPINFER_CUDA_CHECK(cudaMemsetAsync(values.get(), 0, value_bytes, context.stream()));
+  write<<<grid_of(shape), kThreads, 0, context.stream()>>>(
+      w, shape, static_cast<StripPlace*>(measured.places.get()),
+      static_cast<const uint64_t*>(measured.row_begins.get()), static_cast<uint8_t*>(records.get()),
+      static_cast<uint8_t*>(values.get()));
   SPINFER_LAUNCH_CHECK("strip stream write");
   SPINFER_CUDA_CHECK(cudaStreamSynchronize(context.stream()));
 
   StripStream out;
   out.view.shape = shape;
-  out.view.offsets = static_cast<const uint32_t*>(offsets.get());
-  out.view.heights = static_cast<const ChunkHeights*>(measured.heights.get());
-  out.view.data = static_cast<const uint8_t*>(data.get());
-  out.view.data_bytes = int64_t(measured.data_bytes);
-  out.view.max_height = measured.totals.max_height;
-  out.view.max_unfolded_bytes = measured.totals.max_unfolded_bytes;
+  out.view.records = static_cast<const uint8_t*>(records.get());
+  out.view.places = static_cast<const StripPlace*>(measured.places.get());
+  out.view.values = static_cast<const uint8_t*>(values.get());
+  out.view.rows = int64_t(measured.rows);
+  out.view.max_chunk_rows = measured.totals.max_chunk_rows;
   out.tickets = static_cast<uint32_t*>(tickets.get());
-  out.warps = layout.warps;
   out.device_bytes = out.view.bytes() + int64_t(ticket_bytes);
-  out.storage = {data, offsets, measured.heights, tickets};
+  out.storage = {records, values, measured.places, tickets};
   return out;
 }
 

@@ -1,114 +1,182 @@
 #include "kernels/format/strip_stream.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
+#include <numeric>
 
 #include "kernels/check.h"
 
 namespace spinfer {
 namespace {
 
-/// One chunk's streams, one per lane.
-struct ChunkStreams {
+using PerLane = std::array<int, kStripLanes>;
+
+/// One chunk's masks and nonzeros, lane by lane.
+struct ChunkSource {
   std::array<std::vector<uint32_t>, kStripLanes> masks;
   std::array<std::vector<uint16_t>, kStripLanes> values;
 };
 
-/// Reads the bits and values of blocks [begin, end) of a strip.
-ChunkStreams read_chunk(const TcaBmeView& w, int64_t strip, int begin, int end) {
-  ChunkStreams streams;
+ChunkSource read_chunk(const TcaBmeView& w, int64_t strip, int begin, int end) {
+  ChunkSource source;
   const int64_t tile_row = strip / 4 * group_tiles(w.k);
   const int first = int(strip % 4) * 16;  // the strip's bitmaps in each GroupTile
   for (int block = begin; block < end; ++block) {
     const uint64_t* tile = w.bitmaps + (tile_row + block) * kBitmapsPerGroupTile;
     int64_t value = w.offset(tile_row + block);
     for (int i = 0; i < first; ++i) value += std::popcount(tile[i]);
-    int64_t bitmap_value[16];
     for (int i = 0; i < 16; ++i) {
-      bitmap_value[i] = value;
-      value += std::popcount(tile[first + i]);
+      const uint64_t bitmap = tile[first + i];
+      for (int lane = 0; lane < kStripLanes; ++lane) {
+        const uint64_t below = bitmap & ((uint64_t{1} << (2 * lane)) - 1);
+        const Half* next = w.values + value + std::popcount(below);
+        for (int j = 0; j < std::popcount(bitmap >> (2 * lane) & 3u); ++j)
+          source.values[size_t(lane)].push_back(next[j].bits);
+      }
+      value += std::popcount(bitmap);
     }
-    for (int lane = 0; lane < kStripLanes; ++lane) {
-      const uint32_t mask = lane_mask(tile + first, lane);
-      auto& stream = streams.values[size_t(lane)];
-      streams.masks[size_t(lane)].push_back(mask);
-      for (int j = 0; j < kNibblesPerBlock; ++j) {
-        if ((mask >> (4 * j) & 15u) == 15u && stream.size() % 2) stream.push_back(0);
-        for (int i = 2 * j; i < 2 * j + 2; ++i) {
-          const uint64_t below = tile[first + i] & ((uint64_t{1} << (2 * lane)) - 1);
-          const Half* next = w.values + bitmap_value[i] + std::popcount(below);
-          for (int bit = 2 * i; bit < 2 * i + 2; ++bit) {
-            if (mask >> bit & 1) stream.push_back((next++)->bits);
-          }
+    for (int lane = 0; lane < kStripLanes; ++lane)
+      source.masks[size_t(lane)].push_back(lane_mask(tile + first, lane));
+  }
+  return source;
+}
+
+/// Where each lane's stream goes on: the longest to the track that ends first.
+struct Deal {
+  PerLane track, half;
+  int first_row() const { return *std::min_element(half.begin(), half.end()) / 2; }
+};
+
+Deal deal_lanes(const ChunkSource& source, const PerLane& track_end) {
+  PerLane by_end, by_length;
+  std::iota(by_end.begin(), by_end.end(), 0);
+  std::iota(by_length.begin(), by_length.end(), 0);
+  std::stable_sort(by_end.begin(), by_end.end(),
+                   [&](int a, int b) { return track_end[size_t(a)] < track_end[size_t(b)]; });
+  std::stable_sort(by_length.begin(), by_length.end(), [&](int a, int b) {
+    return source.values[size_t(a)].size() > source.values[size_t(b)].size();
+  });
+  const int lowest = *std::max_element(track_end.begin(), track_end.end()) - kMaxLag;
+  Deal deal{};
+  for (size_t i = 0; i < kStripLanes; ++i) {
+    const auto lane = size_t(by_length[i]);
+    int half = std::max(track_end[size_t(by_end[i])], lowest);
+    if ((source.masks[lane][0] & 15u) == 15u) half += half & 1;
+    deal.track[lane] = by_end[i];
+    deal.half[lane] = half;
+  }
+  return deal;
+}
+
+/// Pieces that are of use from these positions on, and that blocks which end there need: windows reach a row
+/// further.
+int first_piece(const PerLane& half) {
+  return *std::min_element(half.begin(), half.end()) / (2 * kPieceRows);
+}
+int pieces_until(const PerLane& half) {
+  return (*std::max_element(half.begin(), half.end()) / 2 + 1) / kPieceRows + 1;
+}
+
+/// Builds one strip's records and rows.
+class StripBuilder {
+ public:
+  StripBuilder(const TcaBmeView& w, const StripShape& shape, int64_t strip, StripStreamHost& out)
+      : w_(w), shape_(shape), strip_(strip), out_(out) {}
+
+  void build() {
+    ChunkSource source = read(0);
+    Deal deal = deal_lanes(source, PerLane{});
+    for (int chunk = 0; chunk < shape_.chunks; ++chunk) {
+      ChunkHead head = start_of(deal);
+      std::vector<uint32_t> masks;
+      PerLane half = deal.half;
+      const int used = first_piece(half), blocks = shape_.chunk_blocks(chunk);
+      int used_now = used;
+      head.blocks = uint8_t(blocks);
+      head.waits = uint8_t((arrived_ - used) << 4);
+      for (int block = 0; block < blocks; ++block) {
+        append_block(source, deal, block, half, masks);
+        const int needed = std::max(arrived_, pieces_until(half));
+        (block == 0 ? head.waits : head.events[block - 1]) |= uint8_t(needed - arrived_);
+        arrived_ = needed;
+        out_.fits_ring = out_.fits_ring && arrived_ - used_now <= kRingPieces;
+        if (block + 1 < blocks) {
+          head.events[block] = uint8_t((first_piece(half) - used_now) << 4);
+          used_now = first_piece(half);
         }
       }
+      PerLane track_end;
+      for (size_t lane = 0; lane < kStripLanes; ++lane) track_end[size_t(deal.track[lane])] = half[lane];
+      const int end = (*std::max_element(half.begin(), half.end()) + 1) / 2;
+      head.rows = uint16_t(end - int(head.first_row));
+      out_.max_chunk_rows = std::max(out_.max_chunk_rows, int(head.rows));
+      rows_ = std::max(rows_, end);
+      if (chunk + 1 < shape_.chunks) {
+        source = read(chunk + 1);
+        deal = deal_lanes(source, track_end);
+      }
+      const int used_after = chunk + 1 < shape_.chunks ? first_piece(deal.half) : arrived_;
+      head.events[blocks - 1] |= uint8_t(std::min(used_after - used_now, 15) << 4);
+      append_record(head, masks);
+    }
+    values_.resize(size_t(rows_) * kStripLanes);
+    const auto* bytes = reinterpret_cast<const uint8_t*>(values_.data());
+    out_.places.push_back({uint32_t(out_.rows), uint32_t(arrived_)});
+    out_.values.insert(out_.values.end(), bytes, bytes + values_.size() * 4);
+    out_.rows += rows_;
+  }
+
+ private:
+  ChunkSource read(int chunk) const {
+    return read_chunk(w_, strip_, shape_.block_begin(chunk), shape_.block_begin(chunk + 1));
+  }
+  static ChunkHead start_of(const Deal& deal) {
+    ChunkHead head{};
+    head.first_row = uint32_t(deal.first_row());
+    const int origin = first_piece(deal.half) * 2 * kPieceRows;
+    for (size_t lane = 0; lane < kStripLanes; ++lane)
+      head.start[lane] = uint16_t(chunk_start(deal.track[lane], deal.half[lane] - origin));
+    return head;
+  }
+  /// Moves `half` on by one block of all lanes.
+  void append_block(ChunkSource& source, const Deal& deal, int block, PerLane& half,
+                    std::vector<uint32_t>& masks) {
+    for (size_t lane = 0; lane < kStripLanes; ++lane) {
+      const auto& own = source.masks[lane];
+      const uint32_t natural = own[size_t(block)];
+      const uint32_t next = size_t(block) + 1 < own.size() ? own[size_t(block) + 1] : 0u;
+      const uint32_t mask = mask_with_zeros(half[lane], natural, next);
+      auto value = source.values[lane].begin();
+      for (int bit = 0; bit < 32; ++bit) {
+        if (!(mask >> bit & 1)) continue;
+        put(deal.track[lane], half[lane]++, natural >> bit & 1 ? *value++ : uint16_t{0});
+      }
+      source.values[lane].erase(source.values[lane].begin(), value);
+      masks.push_back(arrange_mask(mask));
     }
   }
-  return streams;
-}
+  void put(int track, int half, uint16_t bits) {
+    const size_t word = size_t(half / 2) * kStripLanes + size_t(track);
+    if (values_.size() <= word) values_.resize((size_t(half / 2) + 1) * kStripLanes);
+    values_[word] |= uint32_t(bits) << (16 * (half % 2));
+  }
+  void append_record(const ChunkHead& head, const std::vector<uint32_t>& masks) {
+    const size_t at = out_.records.size(), mask_bytes = masks.size() * sizeof(uint32_t);
+    out_.records.resize(at + sizeof(head) + mask_bytes);
+    std::memcpy(&out_.records[at], &head, sizeof(head));
+    std::memcpy(&out_.records[at + sizeof(head)], masks.data(), mask_bytes);
+  }
 
-size_t words_of(const std::vector<uint16_t>& halves) {
-  return (halves.size() + 1) / 2;
-}
-
-void put_word(std::vector<uint8_t>& out, uint32_t word) {
-  for (int i = 0; i < 4; ++i) out.push_back(uint8_t(word >> (8 * i)));
-}
-
-/// Appends the chunk to `out` and says how high it is.
-ChunkHeights append_chunk(const ChunkStreams& streams, std::vector<uint8_t>& out) {
-  std::array<int, kStripLanes> lane_of{};
-  for (int i = 0; i < kStripLanes; ++i) lane_of[size_t(i)] = i;
-  std::stable_sort(lane_of.begin(), lane_of.end(), [&](int a, int b) {
-    return words_of(streams.values[size_t(a)]) > words_of(streams.values[size_t(b)]);
-  });
-  ChunkHeights height{};
-  for (int q = 0; q < kStripPairs; ++q) {
-    height.row[q] = uint8_t(words_of(streams.values[size_t(lane_of[size_t(2 * q)])]));
-  }
-  std::array<uint8_t, kStripLanes> rank{};
-  for (int i = 0; i < kStripLanes; ++i) rank[size_t(lane_of[size_t(i)])] = uint8_t(i);
-  out.insert(out.end(), rank.begin(), rank.end());
-  for (size_t block = 0; block < streams.masks[0].size(); ++block) {
-    for (const auto& masks : streams.masks) put_word(out, masks[block]);
-  }
-  const auto word = [&](int r, int i) {
-    const auto& halves = streams.values[size_t(lane_of[size_t(i)])];
-    const auto half = [&](size_t at) { return at < halves.size() ? uint32_t(halves[at]) : 0u; };
-    return half(2 * size_t(r)) | half(2 * size_t(r) + 1) << 16;
-  };
-  const int rows = height.row[kStripPairs - 1];
-  for (int r = 0; r < rows; ++r) {
-    for (int i = 0; i < kStripLanes; ++i) put_word(out, word(r, i));
-  }
-  for (int q = 0; q < kStripPairs - 1; ++q) {
-    for (int r = rows; r < height.row[q]; ++r) {
-      for (int i = 2 * q; i < 2 * q + 2; ++i) put_word(out, word(r, i));
-    }
-  }
-  while (out.size() % kChunkAlign) out.push_back(0);
-  return height;
-}
-
-/// A chunk as the kernel has it in shared memory: every row 32 words wide, two spare rows that reads may
-/// touch.
-std::vector<uint32_t> unfold(const StripStreamView& s, int64_t entry, int blocks) {
-  const ChunkHeights& height = s.heights[entry];
-  const int rows = height.row[kStripPairs - 1];
-  const size_t whole = size_t(kChunkRankBytes + (blocks + rows) * kChunkRowBytes);
-  std::vector<uint32_t> slot(size_t(unfolded_chunk_bytes(blocks, height.row[0] + 2)) / 4);
-  const uint8_t* from = s.data + int64_t(s.offsets[entry]) * kChunkAlign;
-  std::memcpy(slot.data(), from, whole);
-  from += whole;
-  for (int q = 0; q < kStripPairs - 1; ++q) {
-    for (int r = rows; r < height.row[q]; ++r, from += 8) {
-      std::memcpy(&slot[size_t(kChunkRankBytes + (blocks + r) * kChunkRowBytes) / 4 + size_t(2 * q)], from,
-                  8);
-    }
-  }
-  return slot;
-}
+  const TcaBmeView& w_;
+  const StripShape& shape_;
+  int64_t strip_;
+  StripStreamHost& out_;
+  std::vector<uint32_t> values_;  ///< [rows][32]
+  int rows_ = 0;
+  int arrived_ = 0;  ///< pieces that the blocks so far need
+};
 
 uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selectors) {
   const uint64_t bytes = uint64_t(high) << 32 | low;
@@ -116,46 +184,105 @@ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selectors) {
   for (int i = 0; i < 4; ++i) result |= uint32_t(bytes >> (8 * (selectors >> (4 * i) & 7)) & 255u) << (8 * i);
   return result;
 }
-
-/// The decoder's step (kernels/cuda/strip_decoder.cuh) in plain C++. `position` is in sixteenths of a half.
-void decode_nibble(const uint32_t* column, uint32_t nibble, uint32_t& position, uint32_t (&a)[2]) {
-  const uint32_t count = uint32_t(std::popcount(nibble));
-  const uint32_t bumped = position + 4 * count;
-  position = bumped & (position | ~31u);
-  const uint32_t row = position / 32;
-  const uint32_t w0 = column[row * kStripLanes], w1 = column[(row + 1) * kStripLanes];
-  const uint32_t shift = position & 31u;
-  const uint32_t v01 = uint32_t((uint64_t(w1) << 32 | w0) >> shift);
-  const uint32_t v23 = uint32_t((w1 >> shift) & ((uint64_t{1} << (8 * count)) - 1));
-  const uint32_t selectors = nibble_selectors(nibble);
-  a[0] = permute_bytes(v01, v23, selectors);
-  a[1] = permute_bytes(v01, v23, selectors >> 16);
-  position += 16 * count;
+/// a · weights, byte by byte.
+uint32_t dot_bytes(uint32_t a, uint32_t weights, uint32_t sum) {
+  for (int i = 0; i < 4; ++i) sum += (a >> (8 * i) & 255u) * (weights >> (8 * i) & 255u);
+  return sum;
 }
 
-void decode_chunk(const StripStreamView& s, int64_t strip, int chunk, Half* dense) {
-  const int blocks = s.shape.chunk_blocks(chunk);
-  const std::vector<uint32_t> slot = unfold(s, strip * s.shape.chunks + chunk, blocks);
-  for (int lane = 0; lane < kStripLanes; ++lane) {
-    const uint32_t rank = slot[size_t(lane / 4)] >> (8 * (lane % 4)) & 255u;
-    const uint32_t* column = &slot[size_t(kChunkRankBytes + blocks * kChunkRowBytes) / 4 + rank];
-    uint32_t position = 0;
-    for (int block = 0; block < blocks; ++block) {
-      const uint32_t mask = slot[size_t(kChunkRankBytes + block * kChunkRowBytes) / 4 + size_t(lane)];
-      for (int j = 0; j < kNibblesPerBlock; ++j) {
-        uint32_t a[2];
-        decode_nibble(column, mask >> (4 * j) & 15u, position, a);
-        for (int i = 0; i < 4; ++i) {
-          const int64_t row = strip * kStripRows + i / 2 * 8 + lane / 4;
-          const int64_t col = int64_t(s.shape.block_begin(chunk) + block) * kBlockColumns + j / 2 * kTcTile +
-                              j % 2 * 8 + lane % 4 * 2 + i % 2;
-          const Half value{uint16_t(a[i / 2] >> (16 * (i % 2)))};
-          if (row < s.shape.m && col < s.shape.k) dense[row * s.shape.k + col] = value;
-        }
+/// The pieces of a strip that are in the ring at one time.
+struct Ring {
+  const uint8_t* values;  ///< the strip's
+  int64_t strip;
+  int first = 0, end = 0;
+
+  uint32_t word(uint32_t row, int track) const {
+    check(int(row) / kPieceRows >= first && int(row) / kPieceRows < end,
+          "strip {}: row {} is read while pieces {} to {} are there", strip, row, first, end - 1);
+    uint32_t word;
+    std::memcpy(&word, values + int64_t(row) * kTrackRowBytes + track * 4, sizeof(word));
+    return word;
+  }
+};
+
+/// The decoder's step (kernels/cuda/strip_decoder.cuh) in plain C++: one TCTile of one lane. `pairs` has a
+/// pair a nibble.
+void decode_tile(const Ring& ring, int track, uint32_t pairs, uint32_t& position, uint32_t (&a)[4]) {
+  const uint32_t codes = permute_bytes(kPairCodes, kPairCodes, pairs);
+  const uint32_t advances = permute_bytes(kPairAdvances, kPairAdvances, pairs);
+  for (int h = 0; h < 2; ++h) {
+    const uint32_t row = position / 32, shift = position % 32;
+    const uint64_t window = uint64_t(ring.word(row + 1, track)) << 32 | ring.word(row, track);
+    const uint32_t second = dot_bytes(advances, 1u << (16 * h), shift);
+    const uint32_t windows[2] = {uint32_t(window >> shift), uint32_t(window >> second)};
+    for (int r = 0; r < 2; ++r) {
+      const uint32_t code = codes >> (8 * (2 * h + r)) & 255u;
+      a[2 * h + r] = permute_bytes(windows[r], 0, kSelectorFactor * code + kSelectorOffset);
+    }
+    position = dot_bytes(advances, 0x0101u << (16 * h), position);
+  }
+}
+
+class StripReader {
+ public:
+  StripReader(const StripStreamView& s, int64_t strip, Half* dense)
+      : s_(s), strip_(strip), dense_(dense), ring_{rows(), strip} {}
+
+  void read() {
+    for (int chunk = 0; chunk < s_.shape.chunks; ++chunk) read_chunk(chunk);
+    check(ring_.first == ring_.end && ring_.end == int(s_.places[strip_].pieces),
+          "strip {}: pieces {} to {} of {} are left", strip_, ring_.first, ring_.end,
+          s_.places[strip_].pieces);
+  }
+
+ private:
+  const uint8_t* rows() const { return s_.values + int64_t(s_.places[strip_].row) * kTrackRowBytes; }
+
+  void read_chunk(int chunk) {
+    const uint8_t* record = s_.records + strip_ * s_.shape.record_bytes() + s_.shape.record_begin(chunk);
+    ChunkHead head;
+    std::memcpy(&head, record, sizeof(head));
+    const uint32_t piece = head.first_row / kPieceRows;
+    check(int(piece) == ring_.first && head.waits >> 4 == ring_.end - ring_.first,
+          "strip {} chunk {}: begins at piece {} with {}, the ring holds {} to {}", strip_, chunk, piece,
+          head.waits >> 4, ring_.first, ring_.end - 1);
+    check(head.blocks == s_.shape.chunk_blocks(chunk), "strip {} chunk {}: {} blocks", strip_, chunk,
+          head.blocks);
+    uint32_t position[kStripLanes];
+    for (int lane = 0; lane < kStripLanes; ++lane)
+      position[lane] = start_position(head.start[lane]) + piece * kPieceRows * 32;
+    ring_.end += head.waits & 15;
+    for (int block = 0; block < s_.shape.chunk_blocks(chunk); ++block) {
+      for (int lane = 0; lane < kStripLanes; ++lane) {
+        uint32_t word;
+        std::memcpy(&word, record + sizeof(head) + block * kTrackRowBytes + lane * 4, sizeof(word));
+        read_block(s_.shape.block_begin(chunk) + block, lane, start_track(head.start[lane]), word,
+                   position[lane]);
+      }
+      ring_.end += head.events[block] & 15;
+      ring_.first += head.events[block] >> 4;
+      check(ring_.end - ring_.first <= kRingPieces, "strip {} chunk {}: too uneven for the ring", strip_,
+            chunk);
+    }
+  }
+  void read_block(int block, int lane, int track, uint32_t word, uint32_t& position) {
+    for (int t = 0; t < 4; ++t) {
+      uint32_t a[4];
+      decode_tile(ring_, track, (word >> (t / 2 * 2) & 0x33333333u) >> (16 * (t % 2)), position, a);
+      for (int i = 0; i < 8; ++i) {
+        const int64_t row = strip_ * kStripRows + i / 2 % 2 * 8 + lane / 4;
+        const int64_t col = int64_t(block) * kBlockColumns + t * kTcTile + i / 4 * 8 + lane % 4 * 2 + i % 2;
+        const Half value{uint16_t(a[i / 2] >> (16 * (i % 2)))};
+        if (row < s_.shape.m && col < s_.shape.k) dense_[row * s_.shape.k + col] = value;
       }
     }
   }
-}
+
+  const StripStreamView& s_;
+  int64_t strip_;
+  Half* dense_;
+  Ring ring_;
+};
 
 }  // namespace
 
@@ -165,27 +292,16 @@ StripStreamHost make_strip_stream(const TcaBmeView& matrix, int chunks) {
   check(chunks >= 1 && chunks <= out.shape.blocks() && out.shape.max_chunk_blocks() <= kMaxChunkBlocks,
         "strip streams of {}×{}: {} chunks, legal are {} to {}", matrix.m, matrix.k, chunks,
         (out.shape.blocks() + kMaxChunkBlocks - 1) / kMaxChunkBlocks, out.shape.blocks());
-  for (int64_t strip = 0; strip < out.shape.strips(); ++strip) {
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      const int begin = out.shape.block_begin(chunk), end = out.shape.block_begin(chunk + 1);
-      check(int64_t(out.data.size()) < int64_t{kChunkAlign} << 32,
-            "strip streams of {}×{}: more than 64 GiB of values", matrix.m, matrix.k);
-      out.offsets.push_back(uint32_t(out.data.size() / kChunkAlign));
-      out.heights.push_back(append_chunk(read_chunk(matrix, strip, begin, end), out.data));
-      const int height = out.heights.back().row[0];
-      out.max_height = std::max(out.max_height, height);
-      out.max_unfolded_bytes = std::max(out.max_unfolded_bytes, unfolded_chunk_bytes(end - begin, height));
-    }
-  }
+  for (int64_t strip = 0; strip < out.shape.strips(); ++strip)
+    StripBuilder(matrix, out.shape, strip, out).build();
+  out.values.resize(out.values.size() + kPieceBytes + kTrackRowBytes);
   return out;
 }
 
 std::vector<Half> decode_strip_stream(const StripStreamView& stream) {
   std::vector<Half> dense(size_t(stream.shape.m * stream.shape.k), Half{0x7e00});
-  for (int64_t strip = 0; strip < stream.shape.strips(); ++strip) {
-    for (int chunk = 0; chunk < stream.shape.chunks; ++chunk)
-      decode_chunk(stream, strip, chunk, dense.data());
-  }
+  for (int64_t strip = 0; strip < stream.shape.strips(); ++strip)
+    StripReader(stream, strip, dense.data()).read();
   return dense;
 }
 

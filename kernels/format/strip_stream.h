@@ -1,29 +1,27 @@
 // Strip streams: the device layout of a TCA-BME matrix for the Hopper SpMM. The same bits in another order,
-// lossless.
+// numerically lossless.
 //
 // A strip is 16 rows; a block is the strip's next 64 columns (four TCTiles). In mma.m16n8k16 and wgmma lane l
 // of a warp owns 8 weights of every TCTile: two neighbours (rows l/4, columns 2·(l%4)…) in each of its four
-// BitmapTiles. All that one lane owns is one stream:
-//   mask word   one uint32 per block: nibble 2t+h is TCTile t, registers a[2h] (low two bits) and a[2h+1]
-//   values      the lane's nonzeros in the order of those bits, as halves. Where a full nibble (four
-//   nonzeros) would
-//               begin at an odd half one zero is put before it, so that two 32-bit words hold any nibble
-// A chunk is a run of blocks of one strip, at most kMaxChunkBlocks; every stream begins afresh in it. In
-// memory it is
-//   ranks    uint8  [32]              column of each lane below: lanes sorted by falling stream length, ties
-//   by lane masks    uint32 [blocks][32]      by lane rows     uint32 [height[7]][32]   word r of every
-//   lane's values, by rank: bank = rank, whatever r each lane is at columns  uint32 [7][…][4]         for q =
-//   0 … 6 the words of ranks 4q … 4q+3 in rows height[7] … height[q]−1
-// where height[q] is the longest stream of ranks 4q … 4q+3, in words. What a stream does not fill is zero.
-// The strip's blocks are dealt evenly to `chunks` chunks; a directory entry says where each begins. Chunks
-// are ordered by strip, then column, so rows of 16 and runs of chunks can be cut out without touching the
-// data.
+// BitmapTiles. All that one lane owns in a chunk is one stream: its nonzeros, as halves, in the order of its
+// mask's bits. A chunk is a run of at most kMaxChunkBlocks blocks; a strip's blocks are dealt evenly to
+// `chunks` chunks.
 //
-// Over the canonical bytes (50 %, 320 columns a chunk): padding zeros +1.1 %, heights rounded to four lanes
-// +1.0 %, ranks and directory +0.8 %, group offsets −0.4 %.
+// Values     Per strip one array of rows of 32 words, a word per track: bank = track whatever row each lane
+//            is at. At the start of a chunk lanes are dealt anew to tracks, the longest stream to the track
+//            that ends first, so that tracks stay level; each goes on where its track ended. Neighbouring
+//            chunks share the few rows in between, a strip ends almost flat, nothing is padded in between.
+// Records    One per chunk: ChunkHead, then uint32 [blocks][32], the mask words by lane (arrange_mask).
+// Pieces     16 rows. The SpMM kernel keeps a ring of kRingPieces of them; the head says when one is needed
+//            first and last, so that pieces come and go inside a chunk.
+// Full       A nibble (four weights, two registers) with four nonzeros never begins at an odd half, so two
+// nibbles    words hold any nibble: where one would, its predecessor is given an explicit zero in one of its
+//            free bits; the first of a chunk begins a half later.
+//
+// Over the canonical bytes (50 %, 512 columns a chunk): explicit zeros +1.1 %, heads +0.9 %, group offsets
+// −0.4 %, ends of strips less than a row.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -33,20 +31,47 @@ namespace spinfer {
 
 inline constexpr int kStripRows = 16;
 inline constexpr int kStripLanes = 32;
-inline constexpr int kStripPairs = 16;  ///< columns of 8 bytes in a row of 32 words
 inline constexpr int kBlockColumns = 64;
 inline constexpr int kNibblesPerBlock = 8;
-inline constexpr int kMaxChunkBlocks = 15;  ///< heights are bytes: at most 16 rows a block
-inline constexpr int kChunkRankBytes = 32;
-inline constexpr int kChunkRowBytes = 128;
+inline constexpr int kMaxChunkBlocks = 8;
+inline constexpr int kTrackRowBytes = 128;
+inline constexpr int kPieceRows = 16;
+inline constexpr int kPieceBytes = kPieceRows * kTrackRowBytes;
+inline constexpr int kRingPieces = 4;
+inline constexpr int kRingRows = kRingPieces * kPieceRows;
+/// Halves that a track may be behind the first one when a chunk begins; more becomes a hole. With it a chunk
+/// of one block always fits the ring: 15 + 24 + 1 + 16 + 2 rows.
+inline constexpr int kMaxLag = 48;
 
-/// How a chunk's streams end: rows of each 8-byte column, falling.
-struct alignas(16) ChunkHeights {
-  uint8_t row[kStripPairs];
+/// Before a chunk's masks. Rows and pieces are counted from the strip's first row.
+struct alignas(16) ChunkHead {
+  uint16_t start[kStripLanes];  ///< track << 11 | first half << 4, halves counted from the first piece
+  uint32_t first_row;           ///< that a stream begins in; piece first_row / 16 is the first needed
+  uint16_t rows;                ///< from there through the last that a stream ends in
+  uint8_t blocks;               ///< of the chunk
+  uint8_t waits;  ///< low nibble: pieces that block 0 needs and no chunk before; high: pieces from
+                  ///< the first on that earlier chunks need too
+  uint8_t events[kMaxChunkBlocks];  ///< low nibble: more pieces the next block needs; high: of no use after
+                                    ///< this one
 };
-static_assert(sizeof(ChunkHeights) == 16);
-inline constexpr int kChunkAlign = 16;
-inline constexpr int kChunkDirectoryBytes = 4 + 16;
+static_assert(sizeof(ChunkHead) == 80);
+
+constexpr uint32_t chunk_start(int track, int half) {
+  return uint32_t(track) << 11 | uint32_t(half) << 4;
+}
+constexpr int start_track(uint32_t start) {
+  return int(start >> 11);
+}
+/// In sixteenths of a half, as decoders count.
+constexpr uint32_t start_position(uint32_t start) {
+  return start & 0x7f0u;
+}
+
+/// Where a strip's rows lie.
+struct StripPlace {
+  uint32_t row;     ///< its first, among all strips' rows
+  uint32_t pieces;  ///< it needs; the last may reach into what follows
+};
 
 /// How a matrix is cut. Blocks [block_begin(c), block_begin(c + 1)) of each strip are chunk c.
 struct StripShape {
@@ -59,80 +84,92 @@ struct StripShape {
   constexpr int block_begin(int chunk) const { return int(int64_t(blocks()) * chunk / chunks); }
   constexpr int chunk_blocks(int chunk) const { return block_begin(chunk + 1) - block_begin(chunk); }
   constexpr int max_chunk_blocks() const { return (blocks() + chunks - 1) / chunks; }
-  constexpr int64_t entries() const { return strips() * chunks; }
+  /// Bytes of a strip's records, and where a chunk's begins in them.
+  constexpr int64_t record_bytes() const { return record_begin(chunks); }
+  constexpr int64_t record_begin(int chunk) const {
+    return int64_t(chunk) * int64_t(sizeof(ChunkHead)) + int64_t(block_begin(chunk)) * kTrackRowBytes;
+  }
 };
-
-/// Bytes of a chunk of `blocks` blocks: in memory, and unfolded (all columns as high as the first) in shared
-/// memory.
-constexpr int64_t chunk_bytes(int blocks, const ChunkHeights& height) {
-  int64_t pairs = 0;
-  for (int q = 0; q < kStripPairs; ++q) pairs += height.row[q];
-  const int64_t bytes = kChunkRankBytes + int64_t(blocks) * kChunkRowBytes + pairs * 8;
-  return (bytes + kChunkAlign - 1) / kChunkAlign * kChunkAlign;
-}
-constexpr int unfolded_chunk_bytes(int blocks, int height) {
-  return kChunkRankBytes + (blocks + height) * kChunkRowBytes;
-}
-constexpr int max_chunk_height(int blocks) {
-  return blocks * kBlockColumns / 4;
-}
 
 /// A matrix in this layout somewhere in memory (host or device); owns nothing.
 struct StripStreamView {
   StripShape shape;
-  const uint32_t* offsets = nullptr;      ///< [strips][chunks], where each chunk begins, in units of 16 bytes
-  const ChunkHeights* heights = nullptr;  ///< [strips][chunks]
-  const uint8_t* data = nullptr;          ///< 16-byte aligned
-  int64_t data_bytes = 0;
-  int max_height = 0;          ///< largest height of a chunk
-  int max_unfolded_bytes = 0;  ///< largest unfolded_chunk_bytes
+  const uint8_t* records = nullptr;    ///< [strips][record_bytes()], 16-byte aligned
+  const StripPlace* places = nullptr;  ///< [strips]
+  const uint8_t* values = nullptr;     ///< [rows][32] words, kPieceRows rows of slack behind them
+  int64_t rows = 0;                    ///< all strips'
+  int max_chunk_rows = 0;              ///< largest ChunkHead::rows
 
-  constexpr int64_t bytes() const { return data_bytes + shape.entries() * kChunkDirectoryBytes; }
+  constexpr int64_t bytes() const {
+    return shape.strips() * (shape.record_bytes() + int64_t(sizeof(StripPlace))) + rows * kTrackRowBytes;
+  }
 };
 
-/// The decoder's table: byte selectors (prmt) of the two registers a nibble fills, low and high 16 bits.
-/// Bytes 0 … 7 are the next four values of the stream; byte 7 is zero unless the nibble has four.
-constexpr uint32_t nibble_selectors(uint32_t nibble) {
-  uint32_t selectors = 0;
-  uint32_t next = 0;
-  for (uint32_t i = 0; i < 4; ++i) {
-    const bool set = nibble >> i & 1;
-    selectors |= (set ? (2 * next + 1) << 4 | 2 * next : 0x77u) << (8 * i);
-    next += set;
-  }
-  return selectors;
+constexpr int count_bits(uint32_t bits) {
+  int count = 0;
+  for (; bits; bits &= bits - 1) ++count;
+  return count;
 }
 
-/// The lane's mask word of one block; `bitmaps` are the strip's 16 BitmapTiles of the block, as in the
-/// GroupTile.
+/// The lane's weights of one block: nibble 2t+h is TCTile t, registers a[2h] (low two bits) and a[2h+1];
+/// `bitmaps` are the strip's 16 BitmapTiles of the block, as in the GroupTile.
 constexpr uint32_t lane_mask(const uint64_t* bitmaps, int lane) {
   uint32_t mask = 0;
   for (int i = 0; i < 16; ++i) mask |= uint32_t(bitmaps[i] >> (2 * lane) & 3u) << (2 * i);
   return mask;
 }
 
-/// Halves of the stream after a mask word that begins at half `position`, padding zeros counted.
-constexpr int advance_stream(int position, uint32_t mask) {
+/// A block's mask with the explicit zeros' bits set. `half` is where the stream stands before it, of which
+/// only the parity matters; `next` is the natural mask of the chunk's next block, or 0.
+constexpr uint32_t mask_with_zeros(int half, uint32_t mask, uint32_t next) {
+  uint32_t result = mask;
   for (int j = 0; j < kNibblesPerBlock; ++j) {
     const uint32_t nibble = mask >> (4 * j) & 15u;
-    if (nibble == 15u) position += position & 1;
-    position += int((nibble & 1) + (nibble >> 1 & 1) + (nibble >> 2 & 1) + (nibble >> 3));
+    const uint32_t after = j + 1 < kNibblesPerBlock ? mask >> (4 * j + 4) & 15u : next & 15u;
+    half += int((nibble & 1) + (nibble >> 1 & 1) + (nibble >> 2 & 1) + (nibble >> 3));
+    if (after == 15u && half & 1) {
+      const uint32_t free = ~nibble & 15u;  // not none: after a full nibble `half` is even
+      result |= (free & (0u - free)) << (4 * j);
+      ++half;
+    }
   }
-  return position;
+  return result;
+}
+
+/// A mask word as it is stored: pair i of tile t (register a[i]) is bits 16·(t%2) + 4i + 2·(t/2), so that
+/// word & 0x33333333 has one pair a nibble of tiles 0 (low half) and 1, and (word >> 2) & 0x33333333 of 2, 3.
+constexpr uint32_t arrange_mask(uint32_t mask) {
+  uint32_t word = 0;
+  for (int t = 0; t < 4; ++t) {
+    for (int i = 0; i < 4; ++i)
+      word |= (mask >> (8 * t + 2 * i) & 3u) << (16 * (t % 2) + 4 * i + 2 * (t / 2));
+  }
+  return word;
+}
+
+/// What the decoder looks up for a pair of weights p (bit 0: the first is there), a byte each. A pair's
+/// register is prmt(window, 0, selectors), the window holding its values from the low half on; its selectors
+/// are kSelectorFactor · code + kSelectorOffset modulo 2^16: found by search, so that one prmt looks up four
+/// codes and a dot product a pair turns them into selectors.
+inline constexpr uint32_t kPairCodes = 5u | 76u << 8 | 133u << 16 | 204u << 24;
+inline constexpr uint32_t kPairAdvances = 0u | 16u << 8 | 16u << 16 | 32u << 24;  ///< sixteenths of a half
+inline constexpr uint32_t kSelectorFactor = 0x7776, kSelectorOffset = 8;
+constexpr uint32_t pair_selectors(uint32_t pair) {
+  return (kSelectorFactor * (kPairCodes >> (8 * pair) & 255u) + kSelectorOffset) & 0xffffu;
 }
 
 /// A matrix in this layout in host memory.
 struct StripStreamHost {
   StripShape shape;
-  std::vector<uint32_t> offsets;
-  std::vector<ChunkHeights> heights;
-  std::vector<uint8_t> data;
-  int max_height = 0;
-  int max_unfolded_bytes = 0;
+  std::vector<uint8_t> records;
+  std::vector<StripPlace> places;
+  std::vector<uint8_t> values;
+  int64_t rows = 0;
+  int max_chunk_rows = 0;
+  bool fits_ring = true;  ///< else some chunk is too uneven for the SpMM kernel: cut finer
 
   StripStreamView view() const {
-    return {shape,      offsets.data(),    heights.data(), data.data(), int64_t(data.size()),
-            max_height, max_unfolded_bytes};
+    return {shape, records.data(), places.data(), values.data(), rows, max_chunk_rows};
   }
 };
 
@@ -140,7 +177,8 @@ struct StripStreamHost {
 /// illegal.
 StripStreamHost make_strip_stream(const TcaBmeView& matrix, int chunks);
 
-/// Decodes to [m][k] with the arithmetic of the device decoder, step by step.
+/// Decodes to [m][k] with the arithmetic of the device decoder, step by step, and follows the pieces through
+/// the ring. Throws `Error` if a window reads a row whose piece is not there.
 std::vector<Half> decode_strip_stream(const StripStreamView& stream);
 
 }  // namespace spinfer

@@ -30,7 +30,7 @@ TEST(LinearPlan, EveryProblemHasAKernelThatCanRunIt) {
             if (!hopper && arrays != 1) continue;
             LinearProblem problem{m, k, n, false, (arrays & 1) != 0, (arrays & 2) != 0};
             problem.chunks = (StripShape{m, k, 1}.blocks() + 4) / 5;
-            problem.max_height = 5 * 8;
+            problem.max_chunk_rows = 56;
             const LinearKernel kernel = choose_linear_kernel(problem, facts);
             EXPECT_TRUE(can_run(kernel, problem, facts))
                 << to_string(kernel) << " " << m << "×" << k << " n=" << n << " arrays " << arrays;
@@ -78,7 +78,7 @@ TEST(LinearPlan, ManyTokensGoThroughTheScratch) {
   if (!kBuiltForHopper) GTEST_SKIP() << "built without sm_90a";
   LinearProblem problem{4096, 4096, 8, false, false, true};
   problem.chunks = 8;
-  problem.max_height = 88;
+  problem.max_chunk_rows = 80;
   const auto kernel = [&](int n) {
     problem.n = n;
     return choose_linear_kernel(problem, GpuFacts{});
@@ -93,26 +93,25 @@ TEST(LinearPlan, ManyTokensGoThroughTheScratch) {
 TEST(LinearPlan, ChunksTooHighForTheFusedKernelAreScratched) {
   LinearProblem problem{4096, 4096, 256, false, false, true};
   problem.chunks = 64;
-  problem.max_height = 100000;
+  problem.max_chunk_rows = 1000;
   EXPECT_FALSE(can_run(LinearKernel::fused, problem, GpuFacts{}));
   EXPECT_EQ(choose_linear_kernel(problem, GpuFacts{}), LinearKernel::scratch);
 }
 
-/// A cut as plan_strip_layout makes it, about: chunks of `blocks` blocks, the highest stream 5 deviations
-/// over the mean.
+/// A cut as plan_strip_layout makes it, about: chunks of `blocks` blocks, with the most rows any has.
 struct Cut {
   int blocks;
-  int height;
+  int rows;
 };
 
 TEST(PrefillPlan, DealsEveryChunkOfEveryTileOnce) {
   for (const int64_t m : {16, 300, 4096, 28672, 50272})
     for (const int64_t k : {16, 4096, 28672, 50272})
       for (const int n : {65, 100, 128, 129, 257, 512, 2048, 4096})
-        for (const Cut cut : {Cut{1, 16}, {5, 60}, {8, 88}, {12, 92}}) {
+        for (const Cut cut : {Cut{1, 20}, {5, 60}, {6, 58}, {8, 80}}) {
           const int blocks = StripShape{m, k, 1}.blocks();
           const StripShape shape{m, k, (blocks + cut.blocks - 1) / cut.blocks};
-          const PrefillPlan plan = plan_prefill(shape, cut.height, n, GpuFacts{});
+          const PrefillPlan plan = plan_prefill(shape, cut.rows, n, GpuFacts{});
           SCOPED_TRACE(plan.to_string());
           ASSERT_TRUE(plan.runs());
           EXPECT_GE(int64_t(plan.tiles_m) * kPrefillClusterRows, m);
@@ -135,7 +134,7 @@ TEST(PrefillPlan, DealsEveryChunkOfEveryTileOnce) {
 TEST(PrefillPlan, FullyDenseChunksFit) {
   for (int blocks = 1; blocks <= 3; ++blocks) {
     const StripShape shape{4096, 4096, 64 / blocks + 1};
-    EXPECT_TRUE(plan_prefill(shape, max_chunk_height(shape.max_chunk_blocks()), 256, GpuFacts{}).runs());
+    EXPECT_TRUE(plan_prefill(shape, 16 * blocks + 16, 256, GpuFacts{}).runs());
   }
 }
 

@@ -17,39 +17,34 @@ class LayoutPlan : public testing::TestWithParam<std::tuple<int64_t, int64_t>> {
 TEST_P(LayoutPlan, IsALegalCutAtEveryDensity) {
   const auto [m, k] = GetParam();
   for (double density : {0.0, 0.05, 0.3, 0.4, 0.5, 0.6, 0.95, 1.0}) {
-    const StripLayoutPlan layout = plan_strip_layout(m, k, density, kH200);
-    const StripShape shape{m, k, layout.chunks};
-    EXPECT_GE(layout.chunks, 1);
-    EXPECT_LE(layout.chunks, shape.blocks());
+    const StripShape shape{m, k, plan_strip_chunks(m, k, density, kH200)};
+    EXPECT_GE(shape.chunks, 1);
+    EXPECT_LE(shape.chunks, shape.blocks());
     EXPECT_LE(shape.max_chunk_blocks(), kMaxChunkBlocks);
     int blocks = 0;
-    for (int c = 0; c < layout.chunks; ++c) {
+    for (int c = 0; c < shape.chunks; ++c) {
       EXPECT_GE(shape.chunk_blocks(c), 1);
+      EXPECT_EQ(shape.record_begin(c), c * 80 + blocks * 128);
       blocks += shape.chunk_blocks(c);
     }
     EXPECT_EQ(blocks, shape.blocks());
   }
 }
 
-TEST_P(LayoutPlan, RefinesUntilADenseMatrixFits) {
+TEST_P(LayoutPlan, RefinesDownToChunksOfOneBlock) {
   const auto [m, k] = GetParam();
-  StripShape shape{m, k, 1};
-  StripLayoutPlan layout = plan_strip_layout(m, k, 0.3, kH200);  // as if the mask were even
-  const auto dense_bytes = [&] {
-    const int blocks = StripShape{m, k, layout.chunks}.max_chunk_blocks();
-    return unfolded_chunk_bytes(blocks, max_chunk_height(blocks));
-  };
-  for (int steps = 0; dense_bytes() > slot_capacity(layout.warps, kH200); ++steps) {
-    ASSERT_LT(steps, 64);
-    shape.chunks = layout.chunks;
-    layout = refine_strip_layout(shape, layout);
+  StripShape shape{m, k, plan_strip_chunks(m, k, 0.3, kH200)};
+  for (int steps = 0; shape.chunks < shape.blocks(); ++steps) {
+    ASSERT_LT(steps, 8);
+    const int chunks = refine_strip_chunks(shape);
+    EXPECT_GT(chunks, shape.chunks);
+    shape.chunks = chunks;
   }
-  shape.chunks = layout.chunks;
+  EXPECT_THROW(refine_strip_chunks(shape), Error);
   for (int n : {1, 8, 9, 16, 17, 32, 33, 64}) {
-    const SpmmPlan plan = plan_spmm(shape, dense_bytes(), layout.warps, n, kH200);
+    const SpmmPlan plan = plan_spmm(shape, n, kH200);
     EXPECT_GE(plan.n_tile, n);
-    EXPECT_LE(plan.shared_bytes + 1024, kH200.shared_per_block) << plan.to_string();
-    EXPECT_GE(plan.row_blocks * plan.warps, shape.strips());
+    EXPECT_GE(plan.teams * kSpmmWarps, shape.strips());
     EXPECT_GE(plan.grid, 1);
     EXPECT_LE(plan.grid, kH200.sm_count);
     EXPECT_LE(plan.grid, plan.units);
@@ -67,32 +62,39 @@ TEST(LayoutPlanBytes, ChunksAreLongEnoughForFourPercent) {
   for (const auto& [m, k] :
        {std::pair(4096, 4096), {5120, 5120}, {22016, 4096}, {28672, 8192}, {8192, 28672}}) {
     for (double density : {0.3, 0.4, 0.5, 0.6}) {
-      const StripShape shape{m, k, plan_strip_layout(m, k, density, kH200).chunks};
-      EXPECT_GE(double(shape.blocks()) / shape.chunks, density > 0.55 ? 5 : 4)
+      const StripShape shape{m, k, plan_strip_chunks(m, k, density, kH200)};
+      EXPECT_GE(double(shape.blocks()) / shape.chunks, density > 0.45   ? 4
+                                                       : density > 0.35 ? 5
+                                                                        : 6)
           << m << "×" << k << " " << density;
     }
   }
 }
 
-TEST(SpmmPlan, TheSplitDoesNotDependOnTheTokens) {
-  const StripShape shape{12288, 12288, 39};
-  const SpmmPlan one = plan_spmm(shape, 8000, 12, 1, kH200);
-  for (int n : {8, 17, 64}) {
-    const SpmmPlan plan = plan_spmm(shape, 8000, 12, n, kH200);
-    EXPECT_EQ(plan.grid, one.grid);
-    EXPECT_EQ(plan.units, one.units);
-    EXPECT_EQ(plan.row_blocks, one.row_blocks);
+TEST(LayoutPlanSplit, BlocksHaveAboutTheSameWork) {
+  for (const auto& [m, k] :
+       {std::pair(4096, 4096), {5120, 5120}, {13824, 5120}, {12288, 12288}, {8192, 28672}}) {
+    const StripShape shape{m, k, plan_strip_chunks(m, k, 0.5, kH200)};
+    const SpmmPlan plan = plan_spmm(shape, 8, kH200);
+    const auto most = double((plan.units + plan.grid - 1) / plan.grid) * shape.blocks() / shape.chunks;
+    EXPECT_LT(most, 1.06 * double(plan.teams) * shape.blocks() / kH200.sm_count) << m << "×" << k;
   }
 }
 
-TEST(SpmmPlan, RejectsChunksThatDoNotFit) {
-  EXPECT_THROW(plan_spmm({4096, 4096, 5}, slot_capacity(16, kH200) + 16, 16, 8, kH200), Error);
-  EXPECT_NO_THROW(plan_spmm({4096, 4096, 5}, slot_capacity(16, kH200), 16, 8, kH200));
+TEST(SpmmPlan, TheSplitDoesNotDependOnTheTokens) {
+  const StripShape shape{12288, 12288, 39};
+  const SpmmPlan one = plan_spmm(shape, 1, kH200);
+  for (int n : {8, 17, 64}) {
+    const SpmmPlan plan = plan_spmm(shape, n, kH200);
+    EXPECT_EQ(plan.grid, one.grid);
+    EXPECT_EQ(plan.units, one.units);
+    EXPECT_EQ(plan.teams, one.teams);
+  }
 }
 
 TEST(SpmmPlan, Prints) {
-  EXPECT_EQ(plan_spmm({4096, 4096, 8}, 6000, 16, 8, kH200).to_string().substr(0, 28),
-            "stream n_tile 8 warps 16 row");
+  EXPECT_EQ(plan_spmm({4096, 4096, 8}, 8, kH200).to_string(),
+            "stream n_tile 8 teams 16 units 128 grid 128 workspace 2097152 B");
 }
 
 }  // namespace

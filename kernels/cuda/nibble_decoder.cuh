@@ -1,0 +1,118 @@
+// Decodes strip streams (kernels/format/strip_stream.h) nibble by nibble with a table in shared memory, into
+// the A registers of mma.m16n8k16 / wgmma. Against strip_decoder.cuh: 26 instructions a TCTile instead of 29,
+// for 8 wavefronts of shared memory instead of 4. The decode kernel is short of issue slots, not of
+// wavefronts.
+//
+// Per nibble (four weights, two registers) and lane 12 instructions: 6 on the ALU pipe (2 LOP3, 2 SHF, 2
+// PRMT), 3 on the FMA pipe (2 IDP, 1 IMAD) and 3 shared loads: the 64-bit table entry (2 wavefronts; 16
+// entries in 32 banks) and the two words of the window (a wavefront each: bank = track).
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/strip_decoder.cuh"
+#include "kernels/format/strip_stream.h"
+
+namespace spinfer::cuda {
+
+/// What a nibble means.
+struct alignas(8) NibbleEntry {
+  uint32_t first;   ///< prmt selectors of the first register; high half all ones for a full nibble, else zero
+  uint32_t second;  ///< selectors of the second register; high half: sixteenths of a half it takes
+};
+/// Bytes 0 … 7 are the next four values of the stream; byte 7 is zero unless the nibble has four.
+constexpr NibbleEntry nibble_entry(uint32_t nibble) {
+  uint32_t selectors = 0, count = 0;
+  for (uint32_t i = 0; i < 4; ++i) {
+    const bool set = nibble >> i & 1;
+    selectors |= (set ? (2 * count + 1) << 4 | 2 * count : 0x77u) << (8 * i);
+    count += set;
+  }
+  return {(selectors & 0xffffu) | (count == 4 ? 0xffff0000u : 0u), selectors >> 16 | 16 * count << 16};
+}
+
+/// The decoder's constants in shared memory. The weights are there because literals and kernel parameters
+/// would be moved to registers again wherever they are used.
+struct NibbleTable {
+  NibbleEntry entries[16];
+  uint32_t index[4];  ///< dp4a: a byte of nibbles to its entry's offset
+  uint32_t advance;   ///< dp2a: an entry's high half
+
+  /// By a whole warp; a barrier must follow.
+  __device__ void fill(int lane) {
+    if (lane < 16) entries[lane] = nibble_entry(uint32_t(lane));
+    if (lane < 4) index[lane] = 8u << (8 * lane);
+    if (lane == 0) advance = 1u << 8;
+  }
+};
+
+/// A nibble on its way from shared memory.
+struct NibbleWindow {
+  NibbleEntry entry;
+  uint32_t w0, w1;    ///< the words that hold its values
+  uint32_t position;  ///< shift amount, modulo 32
+
+  __device__ void assemble(uint32_t* a) const {
+    const uint32_t v01 = __funnelshift_r(w0, w1, position);
+    uint32_t v23 = __funnelshift_r(w1, 0, position);
+    // Only a full nibble reads the fourth value: elsewhere it is cleared, to be the selectors' zero.
+    asm("lop3.b32 %0, %1, %2, 0xffff, 0xe0;" : "=r"(v23) : "r"(v23), "r"(entry.first));
+    a[0] = permute_bytes(v01, v23, entry.first);
+    a[1] = permute_bytes(v01, v23, entry.second);
+  }
+};
+
+/// One lane's place in its stream; positions and rows as StripDecoder's.
+template <int kRows>
+class NibbleDecoder {
+ public:
+  NibbleDecoder() = default;
+  __device__ explicit NibbleDecoder(uint32_t table) : table_(table) {
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) index_[i] = load(offsetof(NibbleTable, index) + 4 * i);
+    advance_ = load(offsetof(NibbleTable, advance));
+  }
+  /// `column` is the shared address of the lane's track in row 0.
+  __device__ void enter(uint32_t column, uint32_t position) {
+    column_ = column;
+    position_ = position;
+  }
+  /// Starts the loads of two tiles: half 0 or 1 of a block with this stored mask. Halves must come in order.
+  __device__ void load_half(uint32_t mask, int half, NibbleWindow (&window)[4]) {
+    const uint32_t low = half ? mask >> 2 : mask, high = half ? mask >> 4 : mask >> 2;
+    const uint32_t nibbles = (low & 0x03030303u) | (high & 0x0c0c0c0cu);  // one a byte
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                   : "=r"(window[i].entry.first), "=r"(window[i].entry.second)
+                   : "r"(__dp4a(nibbles, index_[i], table_)));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t row = row_address();
+      window[i].w0 = load_shared(row);
+      window[i].w1 = load_shared(row + kTrackRowBytes);
+      window[i].position = position_;
+      position_ = __dp2a_lo(window[i].entry.second, advance_, position_);
+    }
+  }
+
+ private:
+  __device__ uint32_t load(uint32_t offset) const {
+    uint32_t value;
+    asm volatile("ld.volatile.shared.b32 %0, [%1];" : "=r"(value) : "r"(table_ + offset));
+    return value;
+  }
+  /// In PTX, or the compiler makes three instructions of two.
+  __device__ uint32_t row_address() const {
+    uint32_t row;
+    asm("{\n\t.reg .b32 word;\n\tand.b32 word, %1, %3;\n\tmad.lo.u32 %0, word, 4, %2;\n\t}"
+        : "=r"(row)
+        : "r"(position_), "r"(column_), "n"((kRows - 1) << 5));
+    return row;
+  }
+
+  uint32_t table_, index_[4], advance_;
+  uint32_t column_, position_;
+};
+
+}  // namespace spinfer::cuda
