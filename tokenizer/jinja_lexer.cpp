@@ -238,7 +238,10 @@ std::vector<Token> tokenize(std::string_view source) {
 }
 
 void fail_at(int line, std::string_view problem) {
-  throw ChatTemplateError(fmt::format("chat template line {}: {}", line, problem));
+  std::string message = fmt::format("chat template line {}: {}", line, problem);
+  std::ranges::replace_if(
+      message, [](char c) { return uint8_t(c) < 0x20; }, ' ');  // names may be any text
+  throw ChatTemplateError(message);
 }
 
 }  // namespace spinfer::jinja

@@ -110,6 +110,7 @@ TEST(ChatTemplate, RefusesBrokenTemplates) {
                              "{{ '\\ud800' }}",
                              "{% set a, b = 1 %}",
                              "{% set q.x = 1 %}",
+                             "{{ messages[0]['a'] '\n' }}{{ x '\n' }}",
                              "{{ nothing.at_all }}",
                              "{{ nothing + 'a' }}",
                              "{{ 1 / 0 }}",
