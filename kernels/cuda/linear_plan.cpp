@@ -45,9 +45,9 @@ LinearKernel choose_linear_kernel(const LinearProblem& p, const GpuFacts& gpu) {
   // Share of cuBLAS's speed at 50 / 70 % zeros on an H200, geometric mean of nine large matrices
   // (scripts/results/h200_linear_prefill.json):
   //   tokens     128        256        512        1024       2048
-  //   fused    .37 .44    .47 .56    .49 .57    .54 .61    .56 .63
-  //   scratch  .36 .39    .47 .51    .67 .71    .83 .88    .90 .98
-  constexpr int kFusedTokens = 256;
+  //   fused    .67 .73    .76 .89    .76 .89    .78 .88    .83 .89
+  //   scratch  .35 .38    .45 .49    .61 .66    .78 .81    .88 .94
+  constexpr int kFusedTokens = 1024;
   std::array kinds{LinearKernel::dense, LinearKernel::stream, LinearKernel::smbd};
   if (p.n > kFusedTokens) {
     kinds = {LinearKernel::dense, LinearKernel::scratch, LinearKernel::fused};

@@ -19,14 +19,15 @@ __device__ void feed_x(const Problem& p, const SharedMap& map, const CUtensorMap
   ptx::wait_for_previous_grids();  // they may write x
   while (schedule.next(segment)) {
     const int token = segment.tile % p.tiles_n * kN + block * kHalf;
-    const int end = block_begin(p, segment.end);
+    constexpr int kStages = kBlockColumns / kPrefillStageColumns;
+    const int end = block_begin(p, segment.end) * kStages;
 #pragma unroll 1
-    for (int i = block_begin(p, segment.begin); i < end; ++i) {
+    for (int i = block_begin(p, segment.begin) * kStages; i < end; ++i) {
       ptx::barrier_wait(map.x_empty(ring.stage), ring.phase ^ 1);
       ptx::barrier_arrive_expect(map.x_full(ring.stage), uint32_t(prefill_stage_bytes(kN)));
       const uint32_t to =
           map.x + uint32_t(ring.stage * prefill_stage_bytes(kN) + block * prefill_stage_bytes(kHalf));
-      ptx::copy_box_multicast(to, x, i * kBlockColumns, token, map.x_full(ring.stage), 3);
+      ptx::copy_box_multicast(to, x, i * kPrefillStageColumns, token, map.x_full(ring.stage), 3);
       ring.advance(p.stages);
     }
   }

@@ -18,6 +18,7 @@ namespace spinfer::cuda::prefill {
 struct Problem {
   StripStreamView w;
   int n;
+  int groups;  ///< multiplying warpgroups of a block
   int tiles_n, clusters, whole_tiles, stream_tiles;
   int units, extra_units;   ///< stream tiles' chunks a cluster has; the first `extra_units` have one more
   int blocks;               ///< of a chunk, rounded down
@@ -79,16 +80,16 @@ class Schedule {
 
 /// The rows of 64 that a warpgroup owns in a tile; beyond the matrix it has nothing to multiply.
 __device__ inline int row_group(const Problem& p, int tile, int block, int group) {
-  return tile / p.tiles_n * kPrefillClusterGroups + block * kPrefillConsumers + group;
+  return (tile / p.tiles_n * kPrefillClusterBlocks + block) * p.groups + group;
 }
 __device__ inline bool has_rows(const Problem& p, int row_group) {
   return int64_t(row_group) * 4 < p.w.shape.strips();
 }
 
-/// Tells the compiler that a warp's threads have the same value: it may live in uniform registers, and what is
-/// computed of it too. Also keeps it from being computed anew wherever it is used: addresses of a cluster's
-/// shared memory and thread numbers come from special registers, a third of the main loop's instructions
-/// otherwise.
+/// Tells the compiler that a warp's threads have the same value: it may live in uniform registers, and what
+/// is computed of it too. Also keeps it from being computed anew wherever it is used: addresses of a
+/// cluster's shared memory and thread numbers come from special registers, a third of the main loop's
+/// instructions otherwise.
 __device__ inline uint32_t uniform(uint32_t value) {
   return __shfl_sync(~0u, value, 0);
 }

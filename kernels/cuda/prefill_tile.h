@@ -6,19 +6,23 @@
 namespace spinfer::cuda {
 
 inline constexpr int kPrefillClusterBlocks = 2;  // they share each X tile
-inline constexpr int kPrefillConsumers = 2;      // warpgroups that multiply, 64 rows each
-inline constexpr int kPrefillClusterGroups = kPrefillClusterBlocks * kPrefillConsumers;
-inline constexpr int kPrefillClusterRows = kPrefillClusterGroups * kGroupTile;  // 256
-inline constexpr int kPrefillWarps = kPrefillConsumers * 4;                     // one strip each
-inline constexpr int kPrefillSlots = 2;                                         // chunks in flight, per strip
-inline constexpr int kPrefillMaxStages = 6;
+/// Warpgroups of a block that multiply, 64 rows each: with tiles of 256 tokens registers allow two, with 128
+/// three, where shared memory does.
+inline constexpr int kPrefillMaxGroups = 3;
+inline constexpr int kPrefillSlots = 2;  // chunks in flight, per strip
+inline constexpr int kPrefillMaxStages = 12;
+/// Of an X tile. Half a block: the same memory in smaller stages has more of X under way.
+inline constexpr int kPrefillStageColumns = 32;
+constexpr int prefill_cluster_rows(int groups) {
+  return kPrefillClusterBlocks * groups * kGroupTile;
+}
 
 /// What follows the X stages in shared memory. The chunk slots, [strip][kPrefillSlots], come behind it.
 struct alignas(128) PrefillBarriers {
   uint64_t x_full[kPrefillMaxStages];   ///< an X tile has arrived in this block
   uint64_t x_empty[kPrefillMaxStages];  ///< both blocks' warps are done with it
-  uint64_t chunk_full[kPrefillWarps][kPrefillSlots];
-  uint64_t chunk_empty[kPrefillWarps][kPrefillSlots];
+  uint64_t chunk_full[kPrefillMaxGroups * 4][kPrefillSlots];
+  uint64_t chunk_empty[kPrefillMaxGroups * 4][kPrefillSlots];
 };
 
 /// A slot has a chunk's record, then its rows; what decoding the chunk's end touches lies within two rows
@@ -29,11 +33,11 @@ constexpr int prefill_slot_bytes(int blocks, int rows) {
 inline constexpr int kPrefillOverrun = 2 * kTrackRowBytes;
 
 constexpr int prefill_stage_bytes(int n_tile) {
-  return n_tile * kBlockColumns * 2;
+  return n_tile * kPrefillStageColumns * 2;
 }
 /// All of the dynamic shared memory but the X stages.
-constexpr int prefill_fixed_bytes(int slot_bytes) {
-  return int(sizeof(PrefillBarriers)) + kPrefillWarps * kPrefillSlots * slot_bytes + kPrefillOverrun;
+constexpr int prefill_fixed_bytes(int groups, int slot_bytes) {
+  return int(sizeof(PrefillBarriers)) + groups * 4 * kPrefillSlots * slot_bytes + kPrefillOverrun;
 }
 
 }  // namespace spinfer::cuda

@@ -14,11 +14,6 @@ __device__ inline uint64_t evict_normal_policy() {
   return policy;
 }
 
-/// Brings `bytes` (16-byte aligned, a multiple of 16) to the L2.
-__device__ inline void prefetch_bulk(const void* global, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
-}
-
 __device__ inline uint32_t cluster_rank() {
   uint32_t rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));

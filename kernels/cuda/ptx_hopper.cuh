@@ -22,10 +22,6 @@ __device__ inline void barrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
-/// Arrives when this thread's cp.async copies so far have landed; counts as one of the barrier's arrivals.
-__device__ inline void barrier_arrive_copies(uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
 /// True in one lane of a converged warp.
 __device__ inline bool elect_one() {
   uint32_t elected;
@@ -48,6 +44,19 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
 /// __syncthreads for warps that come to it from different places.
 __device__ inline void meet_block() {
   asm volatile("barrier.sync 0;" ::: "memory");
+}
+
+/// Whether that phase has ended. Asked early it costs no time; `barrier_wait` makes up for a false.
+__device__ inline bool barrier_test(uint32_t barrier, uint32_t parity) {
+  uint32_t ended;
+  asm volatile(
+      "{\n\t.reg .pred done;\n\t"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n\t"
+      "selp.u32 %0, 1, 0, done;\n\t}"
+      : "=r"(ended)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return ended;
 }
 
 /// Orders this thread's ordinary accesses to shared memory before what the copy engine and wgmma do to it
@@ -80,11 +89,6 @@ __device__ inline void copy_box(uint32_t shared, const CUtensorMap* map, int col
       "l"(map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
-/// Eight bytes, by this thread.
-__device__ inline void copy_async_8(uint32_t shared, const void* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared), "l"(global) : "memory");
-}
-
 /// What other blocks' atomics have made of the value. `fence_acquire` before what they wrote is read.
 __device__ inline uint32_t load_relaxed(const uint32_t* global) {
   uint32_t value;
@@ -148,6 +152,15 @@ __device__ inline uint64_t swizzled_operand(uint32_t operand_address) {
   constexpr uint32_t kStride = 1024 / 16, kSwizzle128 = 1u << 30;
   uint64_t descriptor;
   asm("mov.b64 %0, {%1, %2};" : "=l"(descriptor) : "r"(operand_address), "n"(kStride | kSwizzle128));
+  return descriptor;
+}
+
+/// The same for rows of 32 halves (64 bytes), 64-byte swizzle, 8 rows 512 bytes. The address is 512-byte
+/// aligned, plus 32·i.
+__device__ inline uint64_t narrow_operand(uint32_t operand_address) {
+  constexpr uint32_t kStride = 512 / 16, kSwizzle64 = 2u << 30;
+  uint64_t descriptor;
+  asm("mov.b64 %0, {%1, %2};" : "=l"(descriptor) : "r"(operand_address), "n"(kStride | kSwizzle64));
   return descriptor;
 }
 

@@ -1,4 +1,33 @@
 // Fused prefill SpMM for Hopper: y[n][m] = act(W·x + b) + residual for many tokens, W as strip streams.
+//
+// Contract   any m, k, n ≥ 1 for which `plan_prefill` finds room; fp16 in and out, fp32 accumulation; the
+//            reduction order is fixed by (m, k, n, GPU): bitwise the same from run to run.
+// Why        decoding to a dense scratch first writes and reads 2·m·k bytes more. Here a lane's decoded
+//            registers are wgmma's A operand as they are (the fragment of mma.m16n8k16 per warp), so the
+//            dense weights never exist outside registers.
+// Grid       clusters of two blocks, one block an SM: a warpgroup that brings what kGroups others multiply. A
+//            cluster's tile is 128·kGroups rows × n_tile tokens: warpgroup w of block b owns rows
+//            64·(kGroups·b + w) … +64, its warp i the strip of 16 rows 16·i … +16.
+// Step       32 columns: two TCTiles a warp are assembled while the values of the next two are on their way
+//            from shared memory and the wgmmas of the two before run; then two wgmmas of 16 columns.
+// X          warp 0: n_tile × 32 columns a stage, 64-byte swizzle, by TMA; each block loads half of the
+//            tokens and multicasts them to both, which halves the traffic of the L2.
+// W          lane i of warp 1: the chunks of strip i, record and rows by one bulk copy each, a chunk ahead
+//            (kPrefillSlots).
+// Tiles      the last tiles (about one and a half a cluster) are dealt chunk by chunk (stream-K): the cluster
+//            with a tile's first chunk adds the others' fp32 partial sums in cluster order and stores. The
+//            rest come whole.
+// Shared     [X stages][PrefillBarriers][chunk slots: strip, slot] (prefill_tile.h), sizes from the plan.
+// Roofline   a step of two warpgroups at n_tile 256 takes 512 clocks of the tensor cores and, of shared memory,
+//            256 for X, 128 for what arrives and about 70 for decoding. The accumulators' way through the
+//            registers slows the decoder's instructions (a third of a warp's stalls are dispatch and pipe).
+// Measured   scripts/results/h200_linear_prefill.json: 0.67–0.73 of cuBLAS at 128 tokens, 0.76–0.89 at 256,
+//            0.76–0.89 at 512, 0.83–0.89 at 2048 (50 to 70 % zeros); the decoder bounds it.
+//            linear_plan.cpp takes it where it beats the scratch.
+// Tried      what helped: the epilogue through movmatrix instead of shuffles and moving registers; asking for
+//            X before decoding (barrier_test) rather than waiting after it; three warpgroups for 128 tokens;
+//            two copies of the decoder's tables, so that they stay in ordinary registers. What did not: more
+//            X stages than four.
 #include <cuda.h>
 
 #include "kernels/check.h"
@@ -17,13 +46,20 @@ namespace {
 
 using prefill::Problem;
 
-constexpr int kThreads = 384;
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;  // 128·40 + 256·232 = 384·168, the launch's
+/// Threads: a producing warpgroup and kGroups that multiply. The launch gives all the same number of
+/// registers; then the producers hand most of theirs over.
+template <int kGroups>
+struct Threads {
+  static constexpr int kAll = 128 * (1 + kGroups);
+  static constexpr int kProducerRegisters = kGroups == 2 ? 72 : 80;
+  static constexpr int kConsumerRegisters = kGroups == 2 ? 216 : 144;
+  static_assert(128 * (kProducerRegisters + kGroups * kConsumerRegisters) <= 65536 / kAll / 8 * 8 * kAll);
+};
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 /// One warpgroup's accumulators and what they go through.
-template <int kN>
+template <int kN, int kGroups>
 class Consumer {
  public:
   __device__ Consumer(const Problem& p, const prefill::SharedMap& map, uint32_t tables, int cluster,
@@ -66,7 +102,7 @@ class Consumer {
 
   __device__ void skip(int blocks) {
 #pragma unroll 1
-    for (int i = 0; i < blocks; ++i) {
+    for (int i = 0; i < blocks * (kBlockColumns / kPrefillStageColumns); ++i) {
       ptx::barrier_wait(map_.x_full(x_.stage), x_.phase);
       __syncwarp();
       release_stage(x_.stage);
@@ -78,28 +114,30 @@ class Consumer {
 #pragma unroll
     for (int i = 0; i < kN / 2; ++i) acc_[i] = 0;
     int used_stage = -1;
+    const uint32_t x_operand = ptx::operand_address(map_.x);
 #pragma unroll 1
     for (; chunk < end; ++chunk) {
       const int blocks = prefill::block_begin(p_, chunk + 1) - prefill::block_begin(p_, chunk);
       ptx::barrier_wait(map_.chunk_full(strip_, slot_.stage), slot_.phase);
       ChunkReader reader(tables_, map_.slot(strip_, slot_.stage), blocks, lane_);
-#pragma unroll 1
+#pragma unroll 2
       for (int block = 0; block < blocks; ++block) {
-        const uint32_t x = ptx::operand_address(map_.x + uint32_t(x_.stage * prefill_stage_bytes(kN)));
 #pragma unroll
         for (int pair = 0; pair < 2; ++pair) {
+          const uint32_t x = x_operand + uint32_t(x_.stage * (prefill_stage_bytes(kN) / 16));
+          const bool x_there = ptx::barrier_test(map_.x_full(x_.stage), x_.phase);
           uint32_t a[8];
           reader.step(block, pair, a);
-          if (pair == 0) ptx::barrier_wait(map_.x_full(x_.stage), x_.phase);
+          if (!x_there) ptx::barrier_wait(map_.x_full(x_.stage), x_.phase);
           ptx::wgmma_fence();
-          ptx::wgmma<kN>(acc_, a, ptx::swizzled_operand(x + 4 * pair));  // 16 columns are 32 bytes
-          ptx::wgmma<kN>(acc_, a + 4, ptx::swizzled_operand(x + 4 * pair + 2));
+          ptx::wgmma<kN>(acc_, a, ptx::narrow_operand(x));
+          ptx::wgmma<kN>(acc_, a + 4, ptx::narrow_operand(x + 2));  // 16 columns are 32 bytes
           ptx::wgmma_commit();
           ptx::wgmma_wait<1>();  // the pair before is done: its registers and its X may go
-          if (pair == 0 && used_stage >= 0) release_stage(used_stage);
+          if (used_stage >= 0) release_stage(used_stage);
+          used_stage = x_.stage;
+          x_.advance(p_.stages);
         }
-        used_stage = x_.stage;
-        x_.advance(p_.stages);
       }
       __syncwarp();  // all lanes have read the slot
       if (lane_ == 0) {
@@ -114,7 +152,7 @@ class Consumer {
   }
 
   __device__ int64_t partial_index(int cluster) const {
-    return (int64_t(cluster) * kPrefillClusterBlocks + block_) * kPrefillConsumers + group_;
+    return (int64_t(cluster) * kPrefillClusterBlocks + block_) * kGroups + group_;
   }
   __device__ float4* partial_of(int cluster) const {
     return reinterpret_cast<float4*>(p_.partials + partial_index(cluster) * (kGroupTile * kN)) +
@@ -163,7 +201,7 @@ class Consumer {
   float acc_[kN / 2];
 };
 
-template <int kN>
+template <int kN, int kGroups>
 __device__ void multiply(const Problem& p, const CUtensorMap* x) {
   // Twice, for odd and even lanes: of one place ptxas would know that all lanes read the same, put it into
   // uniform registers, and move it back wherever it is used.
@@ -176,10 +214,10 @@ __device__ void multiply(const Problem& p, const CUtensorMap* x) {
 #pragma unroll 1
     for (int i = 0; i < p.stages; ++i) {
       ptx::barrier_init(map.x_full(i), 1);
-      ptx::barrier_init(map.x_empty(i), kPrefillClusterBlocks * kPrefillWarps);
+      ptx::barrier_init(map.x_empty(i), kPrefillClusterBlocks * kGroups * 4);
     }
 #pragma unroll 1
-    for (int i = 0; i < kPrefillWarps * kPrefillSlots; ++i) {
+    for (int i = 0; i < kGroups * 4 * kPrefillSlots; ++i) {
       ptx::barrier_init(map.chunk_full(0, i), 1);
       ptx::barrier_init(map.chunk_empty(0, i), 1);
     }
@@ -190,15 +228,16 @@ __device__ void multiply(const Problem& p, const CUtensorMap* x) {
   ptx::let_next_grid_start();
   const int group = int(prefill::uniform(threadIdx.x / 128)) - 1;
   if (group < 0) {
-    ptx::registers_down<kProducerRegisters>();
+    ptx::registers_down<Threads<kGroups>::kProducerRegisters>();
     const int warp = int(threadIdx.x) / 32;
     if (threadIdx.x == 0) prefill::feed_x<kN>(p, map, x, cluster, block);
-    if (warp == 1 && threadIdx.x % 32 < kPrefillWarps)
+    if (warp == 1 && threadIdx.x % 32 < kGroups * 4)
       prefill::ChunkFeed(p, map, cluster, block, int(threadIdx.x % 32)).run();
     __syncwarp();
   } else {
-    ptx::registers_up<kConsumerRegisters>();
-    Consumer<kN> consumer(p, map, ptx::shared_address(tables[threadIdx.x % 2]), cluster, block, group);
+    ptx::registers_up<Threads<kGroups>::kConsumerRegisters>();
+    Consumer<kN, kGroups> consumer(p, map, ptx::shared_address(tables[threadIdx.x % 2]), cluster, block,
+                                   group);
     consumer.run();
   }
   ptx::cluster_sync();  // the other block may still send to this one's shared memory
@@ -206,11 +245,11 @@ __device__ void multiply(const Problem& p, const CUtensorMap* x) {
 
 #endif
 
-template <int kN>
-__global__ void __launch_bounds__(kThreads, 1)
+template <int kN, int kGroups>
+__global__ void __launch_bounds__(Threads<kGroups>::kAll, 1)
     prefill_kernel(const __grid_constant__ Problem p, const __grid_constant__ CUtensorMap x) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  multiply<kN>(p, &x);
+  multiply<kN, kGroups>(p, &x);
 #else
   __trap();  // `can_run` never lets a GPU without sm_90a code get here
 #endif
@@ -222,10 +261,11 @@ __global__ void pad_rows_kernel(const __half* x, int64_t k, int64_t padded_k, __
   if (col < padded_k) out[row * padded_k + col] = col < k ? x[row * k + col] : __ushort_as_half(0);
 }
 
-template <int kN>
+template <int kN, int kGroups>
 void launch(const PrefillPlan& plan, const Problem& problem, const CUtensorMap& x, cudaStream_t stream) {
-  SPINFER_CUDA_CHECK(cudaFuncSetAttribute(prefill_kernel<kN>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          plan.shared_bytes));
+  const auto kernel = prefill_kernel<kN, kGroups>;
+  SPINFER_CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes));
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim.x = kPrefillClusterBlocks;
@@ -234,12 +274,12 @@ void launch(const PrefillPlan& plan, const Problem& problem, const CUtensorMap& 
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(plan.clusters * kPrefillClusterBlocks));
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(Threads<kGroups>::kAll);
   config.dynamicSmemBytes = size_t(plan.shared_bytes);
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = 2;
-  SPINFER_CUDA_CHECK(cudaLaunchKernelEx(&config, prefill_kernel<kN>, problem, x));
+  SPINFER_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, problem, x));
 }
 
 }  // namespace
@@ -266,6 +306,7 @@ void spmm_prefill(Context& context, const StripStream& w, const LinearArgs& args
   Problem problem{};
   problem.w = w.view;
   problem.n = args.n;
+  problem.groups = plan.groups;
   problem.tiles_n = plan.tiles_n;
   problem.clusters = plan.clusters;
   problem.whole_tiles = plan.whole_tiles;
@@ -286,14 +327,11 @@ void spmm_prefill(Context& context, const StripStream& w, const LinearArgs& args
   problem.y = reinterpret_cast<__half*>(args.y);
   problem.epilogue = epilogue_of(args);
   CUtensorMap map{};
-  const bool readable =
-      make_activation_map(map, x, args.n, padded_k, kBlockColumns, plan.n_tile / kPrefillClusterBlocks);
+  const bool readable = make_activation_map(map, x, args.n, padded_k, kPrefillStageColumns,
+                                            plan.n_tile / kPrefillClusterBlocks);
   check(readable, "prefill {}×{}: the copy of x cannot be read by TMA", shape.m, shape.k);
-  if (plan.n_tile == 128) {
-    launch<128>(plan, problem, map, context.stream());
-  } else {
-    launch<256>(plan, problem, map, context.stream());
-  }
+  const auto start = plan.n_tile == 256 ? launch<256, 2> : plan.groups == 2 ? launch<128, 2> : launch<128, 3>;
+  start(plan, problem, map, context.stream());
 }
 
 }  // namespace spinfer::cuda

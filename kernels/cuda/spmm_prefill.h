@@ -15,17 +15,18 @@ class Context;
 struct GpuFacts;
 struct StripStream;
 
-/// How one problem runs. Clusters of two blocks own tiles of 256 rows × n_tile tokens; tiles are dealt whole,
-/// except the last `stream_tiles`, whose chunks are dealt evenly to all clusters.
+/// How one problem runs. Clusters of two blocks own tiles of 128 · groups rows × n_tile tokens; tiles are
+/// dealt whole, except the last `stream_tiles`, whose chunks are dealt evenly to all clusters.
 struct PrefillPlan {
   int n_tile = 256;  ///< 128 or 256 tokens
+  int groups = 2;    ///< warpgroups of a block that multiply: 2, or 3 with 128 tokens
   int tiles_m = 1;
   int tiles_n = 1;
   int clusters = 1;
   int whole_tiles = 0;   ///< dealt whole: a multiple of clusters
   int stream_tiles = 0;  ///< shared chunk-wise: whole_tiles + stream_tiles = tiles_m · tiles_n
   int slot_bytes = 0;    ///< one chunk of one strip in shared memory; each warp has kPrefillSlots
-  int stages = 0;  ///< X tiles of 64 columns in flight, ≥ 2; 0: a chunk does not fit, the kernel cannot run
+  int stages = 0;  ///< X tiles of 32 columns in flight, ≥ 3; 0: a chunk does not fit, the kernel cannot run
   int shared_bytes = 0;
   size_t workspace_bytes = 0;  ///< partial sums of shared tiles
 

@@ -21,14 +21,16 @@ void deal(PrefillPlan& plan, int chunks, int max_clusters) {
   plan.whole_tiles = int(whole_waves * plan.clusters);
   plan.stream_tiles = int(tiles - plan.whole_tiles);
   if (plan.stream_tiles > 0)
-    plan.workspace_bytes = size_t(plan.clusters) * kPrefillClusterRows * size_t(plan.n_tile) * sizeof(float);
+    plan.workspace_bytes = size_t(plan.clusters) * size_t(prefill_cluster_rows(plan.groups)) *
+                           size_t(plan.n_tile) * sizeof(float);
 }
 
-/// Whether two chunks a strip and at least `fewest` X stages of this width fit; sets stages and bytes if so.
-bool fit(PrefillPlan& plan, int n_tile, int fewest, int capacity) {
-  const int fixed = prefill_fixed_bytes(plan.slot_bytes);
+/// Whether two chunks a strip and at least `fewest` X stages fit; sets stages and bytes if so.
+bool fit(PrefillPlan& plan, int n_tile, int groups, int fewest, int capacity) {
+  const int fixed = prefill_fixed_bytes(groups, plan.slot_bytes);
   const int stages = std::min(kPrefillMaxStages, (capacity - fixed) / prefill_stage_bytes(n_tile));
   plan.n_tile = n_tile;
+  plan.groups = groups;
   if (stages < fewest) return false;
   plan.stages = stages;
   plan.shared_bytes = fixed + stages * prefill_stage_bytes(n_tile);
@@ -48,23 +50,26 @@ PrefillPlan plan_prefill(const StripShape& shape, int max_chunk_rows, int n, con
   // A tile of 256 tokens decodes each weight half as often; one of 128 wastes fewer columns of the last tile.
   const int wide = (n + 255) / 256 * 256, narrow = (n + 127) / 128 * 128;
   const bool prefer_narrow = double(narrow) * 1.15 < double(wide);
-  if (prefer_narrow || !fit(plan, 256, 3, capacity)) fit(plan, 128, 2, capacity);
-  plan.tiles_m = int((group_tiles(shape.m) + kPrefillClusterGroups - 1) / kPrefillClusterGroups);
+  if ((prefer_narrow || !fit(plan, 256, 2, 3, capacity)) && !fit(plan, 128, 3, 4, capacity))
+    fit(plan, 128, 2, 3, capacity);
+  const int rows = prefill_cluster_rows(plan.groups);
+  plan.tiles_m = int((shape.m + rows - 1) / rows);
   plan.tiles_n = (n + plan.n_tile - 1) / plan.n_tile;
   deal(plan, shape.chunks, max_clusters(gpu));
   return plan;
 }
 
 size_t prefill_workspace_bytes(const GpuFacts& gpu) {
-  return size_t(max_clusters(gpu)) * kPrefillClusterRows * 256 * sizeof(float);
+  return size_t(max_clusters(gpu)) * size_t(prefill_cluster_rows(2)) * 256 *
+         sizeof(float);  // more than 3 · 128
 }
 
 std::string PrefillPlan::to_string() const {
   return fmt::format(
       "prefill: {}×{} tiles of {} rows × {} tokens, {} whole and {} shared among {} clusters, {} stages, {} "
       "B a slot, {} B shared, {} B workspace",
-      tiles_m, tiles_n, kPrefillClusterRows, n_tile, whole_tiles, stream_tiles, clusters, stages, slot_bytes,
-      shared_bytes, workspace_bytes);
+      tiles_m, tiles_n, prefill_cluster_rows(groups), n_tile, whole_tiles, stream_tiles, clusters, stages,
+      slot_bytes, shared_bytes, workspace_bytes);
 }
 
 }  // namespace spinfer::cuda

@@ -39,8 +39,7 @@ __device__ void fetch(const DecodeParams& p, int64_t strip, int chunk, int block
   const int lane = int(threadIdx.x % 32);
   const uint8_t* record = p.w.records + strip * p.w.shape.record_bytes() + p.w.shape.record_begin(chunk);
   const auto* head = reinterpret_cast<const ChunkHead*>(record);
-  const uint8_t* rows =
-      p.w.values + (int64_t(p.w.places[strip].row) + head->first_row) * kTrackRowBytes;
+  const uint8_t* rows = p.w.values + (int64_t(p.w.places[strip].row) + head->first_row) * kTrackRowBytes;
   const int record_bytes = prefill_slot_bytes(blocks, 0), row_bytes = int(head->rows) * kTrackRowBytes;
   for (int at = lane * 16; at < record_bytes; at += 32 * 16) ptx::copy_async_16(to + at, record + at, 16);
   for (int at = lane * 16; at < row_bytes; at += 32 * 16)
@@ -81,8 +80,8 @@ __global__ void __launch_bounds__(kWarps * 32) decode_streams_kernel(const Decod
   auto* turned = reinterpret_cast<uint16_t*>(slot + p.chunk_bytes);
   fetch(p, entry / p.w.shape.chunks, chunk, blocks, slot);
 
-  ChunkReader reader(DecodeTables::from_shared(ptx::shared_address(&tables)), ptx::shared_address(slot), blocks,
-                     lane);
+  ChunkReader reader(DecodeTables::from_shared(ptx::shared_address(&tables)), ptx::shared_address(slot),
+                     blocks, lane);
   const int64_t top = entry / p.w.shape.chunks * kStripRows;
   for (int block = 0; block < blocks; ++block) {
 #pragma unroll
@@ -91,7 +90,8 @@ __global__ void __launch_bounds__(kWarps * 32) decode_streams_kernel(const Decod
       reader.step(block, pair, a);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const int row = i % 2 * 8 + lane / 4, col = pair * 32 + i / 4 * kTcTile + i / 2 % 2 * 8 + lane % 4 * 2;
+        const int row = i % 2 * 8 + lane / 4,
+                  col = pair * 32 + i / 4 * kTcTile + i / 2 % 2 * 8 + lane % 4 * 2;
         *reinterpret_cast<uint32_t*>(turned + row * kTurnStride + col) = a[i];
       }
     }
@@ -109,7 +109,8 @@ void decode_streams_on_device(Context& context, const StripStreamView& stream, H
   DecodeParams params{stream, 0, stream.shape.k % 8 == 0 && reinterpret_cast<uintptr_t>(dense) % 16 == 0,
                       reinterpret_cast<__half*>(dense)};
   params.chunk_bytes =
-      (prefill_slot_bytes(stream.shape.max_chunk_blocks(), stream.max_chunk_rows) + kPrefillOverrun + 127) / 128 * 128;
+      (prefill_slot_bytes(stream.shape.max_chunk_blocks(), stream.max_chunk_rows) + kPrefillOverrun + 127) /
+      128 * 128;
   const int shared = kWarps * warp_bytes(params.chunk_bytes);
   check(shared <= context.facts().shared_per_block, "decode {}×{}: {} bytes of shared memory, at most {}",
         stream.shape.m, stream.shape.k, shared, context.facts().shared_per_block);

@@ -38,7 +38,8 @@ bool make_activation_map(CUtensorMap& map, const Half* x, int n, int64_t k, int 
   const cuuint32_t steps[2] = {1, 1};
   const CUresult status =
       encode_function()(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<Half*>(x), sizes, strides, box,
-                        steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                        steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                        columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
                         CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   check(status == CUDA_SUCCESS, "cuTensorMapEncodeTiled of x [{}][{}] failed ({})", n, k, int(status));
   return true;

@@ -85,8 +85,8 @@ TEST(LinearPlan, ManyTokensGoThroughTheScratch) {
   };
   EXPECT_EQ(kernel(64), LinearKernel::stream);
   EXPECT_EQ(kernel(65), LinearKernel::fused);
-  EXPECT_EQ(kernel(256), LinearKernel::fused);
-  EXPECT_EQ(kernel(257), LinearKernel::scratch);
+  EXPECT_EQ(kernel(1024), LinearKernel::fused);
+  EXPECT_EQ(kernel(1025), LinearKernel::scratch);
   EXPECT_EQ(kernel(4096), LinearKernel::scratch);
 }
 
@@ -114,7 +114,7 @@ TEST(PrefillPlan, DealsEveryChunkOfEveryTileOnce) {
           const PrefillPlan plan = plan_prefill(shape, cut.rows, n, GpuFacts{});
           SCOPED_TRACE(plan.to_string());
           ASSERT_TRUE(plan.runs());
-          EXPECT_GE(int64_t(plan.tiles_m) * kPrefillClusterRows, m);
+          EXPECT_GE(int64_t(plan.tiles_m) * prefill_cluster_rows(plan.groups), m);
           EXPECT_GE(plan.tiles_n * plan.n_tile, n);
           EXPECT_LT((plan.tiles_n - 1) * plan.n_tile, n);
           EXPECT_EQ(plan.whole_tiles + plan.stream_tiles, plan.tiles_m * plan.tiles_n);
@@ -125,9 +125,9 @@ TEST(PrefillPlan, DealsEveryChunkOfEveryTileOnce) {
             EXPECT_GE(plan.stream_tiles * shape.chunks, plan.clusters);
           }
           EXPECT_LE(plan.shared_bytes, GpuFacts{}.shared_per_block);
-          EXPECT_GE(plan.stages, 2);
+          EXPECT_GE(plan.stages, 3);
           EXPECT_LE(plan.workspace_bytes, prefill_workspace_bytes(GpuFacts{}));
-          EXPECT_LE(plan.clusters * kPrefillClusterGroups, Context::kFlags);
+          EXPECT_LE(plan.clusters * kPrefillClusterBlocks * kPrefillMaxGroups, Context::kFlags);
         }
 }
 
