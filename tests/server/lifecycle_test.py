@@ -161,7 +161,7 @@ class Dawdlers(ProgramTest):
 class SmallCache(ProgramTest):
     def test_64_long_requests_in_32_blocks(self):
         with Server("--num-kv-blocks", 32, "--deterministic", "--no-prefix-caching") as server:
-            bodies = [{"prompt": f"Story number {i}.", "max_tokens": 120, "temperature": 0, "ignore_eos": True}
+            bodies = [{"prompt": f"Story number {i}.", "max_tokens": 80, "temperature": 0, "ignore_eos": True}
                       for i in range(64)]
 
             async def everyone():
