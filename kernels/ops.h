@@ -80,8 +80,8 @@ struct RopeAppendArgs {
 /// Which tokens belong to which sequence. Token rows of a batch are grouped by sequence: sequence s owns rows
 /// [query_start[s], query_start[s+1]), which are its newest tokens; its cache holds context_len[s] tokens,
 /// these included.
-/// The arrays, and the cache of earlier tokens, are in place before the first op of a step is queued
-/// (`upload`, earlier steps): an op may read them while the op before it still runs.
+/// The arrays, positions and slots as well, and the cache of earlier tokens are in place before the first op
+/// of a step is queued (`upload`, earlier steps): an op may read them while the op before it still runs.
 struct SequenceBatch {
   int count = 0;                         ///< sequences
   const int32_t* query_start = nullptr;  ///< [count + 1]

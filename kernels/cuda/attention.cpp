@@ -72,12 +72,12 @@ AttentionTask attention_task(const AttentionArgs& a) {
 
 int decode_parts(const GpuFacts& facts, int64_t pairs, int max_context) {
   if (facts.compute_capability < 90) return 1;
-  // Where each part has some hundred keys, twice as many blocks as fit at once even the load out (GQA, 64 ×
-  // 4096: 10 % faster); where it has few, a second round of them doubles the time (MHA, 8 × 64: 11 instead of
-  // 6 µs).
+  // Where each part has some hundred keys, twice as many blocks as fit at once even the load out; where it
+  // has few, a second round of them doubles the time.
   const int64_t blocks = int64_t{facts.sm_count} * (max_context >= 4096 ? 8 : 4);
   int parts = 1;
-  while (parts < 8 && 2 * parts * pairs <= blocks && parts * kDecodeKeys < max_context) parts *= 2;
+  while (parts < kMaxDecodeParts && 2 * parts * pairs <= blocks && parts * kDecodeKeys < max_context)
+    parts *= 2;
   return parts;
 }
 

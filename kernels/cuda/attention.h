@@ -20,9 +20,11 @@ inline constexpr int kMaxHeadDim = 512;
 
 /// Keys a decode block takes at once.
 inline constexpr int kDecodeKeys = 64;
+/// The largest cluster of Hopper.
+inline constexpr int kMaxDecodeParts = 16;
 
-/// Blocks that share a context in decode, a cluster: a power of two, at most 8, for `pairs` of (sequence, kv
-/// head). `max_context` may be a bound: a part without keys costs little.
+/// Blocks that share a context in decode, a cluster: a power of two, at most kMaxDecodeParts, for `pairs` of
+/// (sequence, kv head). `max_context` may be a bound: a part without keys costs little.
 int decode_parts(const GpuFacts& facts, int64_t pairs, int max_context);
 
 struct AttentionPlan {

@@ -8,16 +8,14 @@
 // columns, which cost nothing where memory is the limit.
 //
 // Shared memory: a ring of kStages stages a warp, a stage being the 16 rows of K or of V that a product
-// takes, copied (cp.async) as they lie in the cache, 512 bytes a warp and instruction: whole lines matter, K
-// in pieces of 64 bytes reached 3.0 TB/s. Rows have a pitch of an odd number of 16-byte units and the
-// product's row g is row 2·σ(g) of the stage, row g + 8 the next, which makes all fragment loads free of bank
-// conflicts:
-//   K  lane (g, q) = (lane / 4, lane % 4) loads units 4·c + q of rows g and g + 8; the four words of a unit
-//   are columns
-//      of two k16 steps. Q is loaded in the same order, so the sum over dims only runs in another order.
-//   V  lane (g, q) loads unit 8·j + g of rows 2q, 2q + 1, 2q + 8, 2q + 9. Pairing the words of two rows
-//   (prmt) gives
-//      the columns m16n8k16 wants, product rows g and g + 8 being neighbouring dims.
+// takes, copied (cp.async) as they lie in the cache, 512 bytes a warp and instruction: whole lines matter.
+// Rows have a pitch of an odd number of 16-byte units and the product's row g is row 2·σ(g) of the stage, row
+// g + 8 the next, which makes all fragment loads free of bank conflicts. Lane (g, q) = (lane / 4, lane % 4)
+// loads
+//   of K  units 4·c + q of rows g and g + 8: the four words of a unit are columns of two k16 steps. Q is
+//         loaded in the same order, so the sum over dims only runs in another order;
+//   of V  unit 8·j + g of rows 2q, 2q + 1, 2q + 8, 2q + 9: pairing the words of two rows (prmt) gives the
+//         columns m16n8k16 wants, product rows g and g + 8 being neighbouring dims.
 //
 // The newest tokens may be rotated and stored in the same pass (DecodeAppend): every block rotates its q
 // heads as it loads them, and the warp that owns the newest key takes k and v from qkv, writes them to the
@@ -28,6 +26,11 @@
 // through the cluster's, both in fixed order. Weights are rounded to fp16 for the second product.
 //
 // Memory: 4·head_dim bytes a key and kv head, read once.
+// Measured on an H200 (scripts/results/h200_ops.json; read bandwidth 4.65 TB/s), 64 sequences, 2048 tokens
+// with one q head a kv head, 4096 with 4 and 8: head_dim 128 4.15, 4.11 and 4.09 TB/s; 96 4.04, 3.95, 3.90;
+// 80 3.95, 3.85, 3.82; 64 4.14, 3.96, 3.95. Few short contexts, 32 heads of 128, appending included: one of
+// 64 tokens 4.2 µs, 8 of 192 10.3 µs, 32 of 192 27.8 µs, of which some 4 µs are latency: the launch, lengths,
+// then keys, then the merge.
 //
 // Limits: head_dim a multiple of 8 up to 256, block size a power of two, at least 16.
 #include <cuda_fp16.h>
@@ -106,35 +109,53 @@ struct Source {
 
 /// The newest token of a sequence, if it is to be rotated and stored.
 struct Newest {
-  bool given;
-  const uint4* k;  ///< of the kv head, in qkv
+  bool given = false;
+  bool rotates = false;
+  float angle = 0;   ///< of pair threadIdx.x
+  float2* rotation;  ///< shared: cosine and sine of pair i, [head_dim / 2]
+  const uint4* k;    ///< of the kv head, in qkv
   const uint4* v;
-  int slot;                ///< where to store them; < 0: nowhere
-  const float2* rotation;  ///< shared: cosine and sine of pair i; null: not rotated
-};
+  int slot = -1;  ///< where to store them; < 0: nowhere
 
-/// Unit `unit` of a head of `units`, rotated if a rotation is given.
-__device__ inline uint4 load_rotated(const uint4* head, int unit, int units, const float2* rotation) {
-  const uint4 mine = head[unit];
-  if (!rotation) return mine;
-  const int half = units / 2;
-  const bool first = unit < half;
-  const uint4 other = head[first ? unit + half : unit - half];
-  const float2* angles = rotation + (first ? unit : unit - half) * kVec;
-  const auto* x = reinterpret_cast<const __half2*>(&mine);
-  const auto* y = reinterpret_cast<const __half2*>(&other);
-  Vec8 result;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 a = __half22float2(x[i]), b = __half22float2(y[i]);
-    const float2 low = angles[2 * i], high = angles[2 * i + 1];
-    result.pairs[i] = first ? __floats2half2_rn(rotated_first(a.x, b.x, low.x, low.y),
-                                                rotated_first(a.y, b.y, high.x, high.y))
-                            : __floats2half2_rn(rotated_second(b.x, a.x, low.x, low.y),
-                                                rotated_second(b.y, a.y, high.x, high.y));
+  /// All threads of the block: makes the rotation.
+  __device__ void rotate_pairs(int pairs) const {
+    if (!rotates) return;
+    float2 turn;
+    sincosf(angle, &turn.y, &turn.x);
+    if (int(threadIdx.x) < pairs) rotation[threadIdx.x] = turn;
+    __syncthreads();  // the rotation is there
   }
-  return *reinterpret_cast<const uint4*>(&result);
-}
+};
+static_assert(kThreads >= 256 / 2);  // a thread for each pair of the largest head
+
+/// A unit of a head, and the unit it is paired with.
+struct Pair {
+  uint4 mine = {}, other = {};
+
+  Pair() = default;
+  __device__ Pair(const uint4* head, int unit, int units, bool rotates) : mine(head[unit]) {
+    const int half = units / 2;
+    if (rotates) other = head[unit < half ? unit + half : unit - half];
+  }
+  __device__ uint4 rotated(int unit, int units, const Newest& newest) const {
+    if (!newest.rotates) return mine;
+    const bool first = unit < units / 2;
+    const float2* turns = newest.rotation + (first ? unit : unit - units / 2) * kVec;
+    const auto* x = reinterpret_cast<const __half2*>(&mine);
+    const auto* y = reinterpret_cast<const __half2*>(&other);
+    Vec8 result;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 a = __half22float2(x[i]), b = __half22float2(y[i]);
+      const float2 low = turns[2 * i], high = turns[2 * i + 1];
+      result.pairs[i] = first ? __floats2half2_rn(rotated_first(a.x, b.x, low.x, low.y),
+                                                  rotated_first(a.y, b.y, high.x, high.y))
+                              : __floats2half2_rn(rotated_second(b.x, a.x, low.x, low.y),
+                                                  rotated_second(b.y, a.y, high.x, high.y));
+    }
+    return *reinterpret_cast<const uint4*>(&result);
+  }
+};
 
 /// One warp's softmax and accumulators over its keys. Columns are heads: a lane has heads 2q and 2q + 1.
 template <class Shape>
@@ -158,21 +179,35 @@ class WarpState {
 
   /// Takes in the warp's keys, after `start`. The warp that owns the newest stores it, if `stores`.
   __device__ void attend(const uint4* queries, int heads, const Newest& newest, bool stores) {
-    load_query(queries, heads, newest.rotation);
     const int units = Shape::units(t_), newest_key = s_.context - 1;
-    int newest_tile = -1;
+    // Loads first: the rotation is made while they are under way.
+    Pair pairs[Shape::kChunks], new_pair;
     uint4 new_k, new_v;
-    if (newest.given && newest_key >= first_key(0) && (newest_key - first_key(0)) % step() < kTile) {
-      newest_tile = (newest_key - first_key(0)) / step();
-      if (lane() < units) {
-        new_k = load_rotated(newest.k, lane(), units, newest.rotation);
-        new_v = newest.v[lane()];
-        if (stores && newest.slot >= 0) {
-          const int64_t offset = int64_t{newest.slot >> t_.block_shift} * s_.block_stride +
-                                 (newest.slot & (t_.block_size - 1)) * units + lane();
-          s_.k[offset] = new_k;
-          s_.v[offset] = new_v;
-        }
+#pragma unroll
+    for (int c = 0; c < Shape::kChunks; ++c)
+      if (g() < heads && 4 * c + q() < units)
+        pairs[c] = Pair(queries + g() * units, 4 * c + q(), units, newest.rotates);
+    const bool owns =
+        newest.given && newest_key >= first_key(0) && (newest_key - first_key(0)) % step() < kTile;
+    const int newest_tile = owns ? (newest_key - first_key(0)) / step() : -1;
+    if (owns && lane() < units) {
+      new_pair = Pair(newest.k, lane(), units, newest.rotates);
+      new_v = newest.v[lane()];
+    }
+    newest.rotate_pairs(4 * units);
+#pragma unroll
+    for (int c = 0; c < Shape::kChunks; ++c) {
+      uint4 words = make_uint4(0, 0, 0, 0);
+      if (4 * c + q() < units) words = pairs[c].rotated(4 * c + q(), units, newest);
+      query_[c] = {{words.x, words.y, words.z, words.w}};
+    }
+    if (owns && lane() < units) {
+      new_k = new_pair.rotated(lane(), units, newest);
+      if (stores && newest.slot >= 0) {
+        const int64_t offset = int64_t{newest.slot >> t_.block_shift} * s_.block_stride +
+                               (newest.slot & (t_.block_size - 1)) * units + lane();
+        s_.k[offset] = new_k;
+        s_.v[offset] = new_v;
       }
     }
     for (int tile = 0; tile < tiles_; ++tile) {
@@ -197,10 +232,18 @@ class WarpState {
   int32_t block_id_;             ///< of the tile 32·i + lane
   Words query_[Shape::kChunks];  ///< head g, units as in K's fragments
 
-  __device__ static int lane() { return int(threadIdx.x) % 32; }
-  __device__ static int g() { return lane() / 4; }
-  __device__ static int q() { return lane() % 4; }
-  __device__ int step() const { return s_.parts * kDecodeKeys; }
+  __device__ static int lane() {
+    return int(threadIdx.x) % 32;
+  }
+  __device__ static int g() {
+    return lane() / 4;
+  }
+  __device__ static int q() {
+    return lane() % 4;
+  }
+  __device__ int step() const {
+    return s_.parts * kDecodeKeys;
+  }
   __device__ int first_key(int tile) const {
     return tile * step() + s_.part * kDecodeKeys + int(threadIdx.x) / 32 * kTile;
   }
@@ -208,17 +251,6 @@ class WarpState {
   __device__ int32_t fetch_block_ids(int tile) const {
     const int index = first_key(tile + lane()) >> t_.block_shift;
     return index < s_.max_blocks ? s_.blocks[index] : 0;
-  }
-
-  __device__ void load_query(const uint4* queries, int heads, const float2* rotation) {
-    const int units = Shape::units(t_);
-#pragma unroll
-    for (int c = 0; c < Shape::kChunks; ++c) {
-      const int unit = 4 * c + q();
-      uint4 words = make_uint4(0, 0, 0, 0);
-      if (g() < heads && unit < units) words = load_rotated(queries + g() * units, unit, units, rotation);
-      query_[c] = {{words.x, words.y, words.z, words.w}};
-    }
   }
 
   /// Row `row` of a stage becomes `unit`, a unit a lane.
@@ -415,22 +447,18 @@ __global__ void __launch_bounds__(kThreads, Shape::kDims <= 128 ? 4 : 2)
   const int token = t.query_start[sequence], next = t.query_start[sequence + 1];
   WarpState<Shape> state(t, source, shared.stages[threadIdx.x / 32]);
   const bool idle = next - token != 1 || source.context <= 0;  // the whole cluster is
-  Newest newest{append.positions != nullptr, nullptr, nullptr, -1, nullptr};
+  Newest newest;
+  newest.given = append.positions != nullptr;
+  newest.rotates = newest.given && append.inv_freq;
+  newest.rotation = shared.rotation;
   if (!idle) {
     state.start();
-    if (newest.given) {
-      newest.slot = append.slots[token];
-      if (append.inv_freq) {
-        newest.rotation = shared.rotation;
-        const float position = float(append.positions[token]);
-        for (int i = int(threadIdx.x); i < 4 * units; i += kThreads)
-          sincosf(position * append.inv_freq[i], &shared.rotation[i].y, &shared.rotation[i].x);
-      }
-    }
+    if (newest.given) newest.slot = append.slots[token];
+    if (newest.rotates && int(threadIdx.x) < 4 * units)
+      newest.angle = float(append.positions[token]) * append.inv_freq[threadIdx.x];
   }
   if (append.positions) wait_for_predecessor();
   if (idle) return;
-  __syncthreads();  // the rotation is there
   const uint4* row = static_cast<const uint4*>(t.q) + int64_t{token} * (t.q_heads + 2 * t.kv_heads) * units;
   newest.k = row + (t.q_heads + kv_head) * units;
   newest.v = newest.k + t.kv_heads * units;
@@ -475,6 +503,9 @@ void run(Context& context, const AttentionTask& task, const DecodeAppend& append
   SPINFER_CUDA_CHECK(cudaFuncSetAttribute(attention_decode_kernel<Shape>,
                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
                                           int(sizeof(Shared<Shape>))));
+  if (context.facts().compute_capability >= 90)
+    SPINFER_CUDA_CHECK(cudaFuncSetAttribute(attention_decode_kernel<Shape>,
+                                            cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   LaunchShape shape{dim3(unsigned(parts), unsigned(pairs), unsigned(sequences)), dim3(kThreads),
                     sizeof(Shared<Shape>)};
   shape.cluster = parts;

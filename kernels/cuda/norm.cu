@@ -8,6 +8,9 @@
 // Statistics are fp32, of the rounded h, and cost one barrier: a warp takes its mean, then the squares around
 // that mean, and the warps' are merged (Chan, Golub, LeVeque 1979), which is as exact as a pass around the
 // row's mean.
+//
+// Measured on an H200 in a chain of dependent launches (scripts/results/h200_ops.json): 8 rows of 4096, RMS
+// 2.0 µs; of 5120, layer norm 2.5 µs.
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
 

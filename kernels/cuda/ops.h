@@ -2,8 +2,8 @@
 // CPU throws at once for bad ids or logits, these throw at the next download or synchronize
 // (kernels/cuda/fault.h).
 //
-// Every sum has one order given by the row itself, so no result depends on the batch around a row. Attention
-// of a sequence with one new token and of one with several differ in the last bits (see attention.h).
+// Every sum has one order given by the row itself, so no result depends on the batch around a row; only
+// attention needs DeviceOptions::deterministic for that (see attention.h).
 #pragma once
 
 #include "kernels/backend.h"

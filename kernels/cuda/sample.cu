@@ -7,6 +7,10 @@
 // adds up all blocks' histograms and sorts all their lists itself, which needs fewer meetings than to share a
 // result. Weights are summed as integers of 2⁻⁴¹, so no sum depends on the order of threads; against the
 // CPU's double sums that moves a boundary by less than exp's own rounding.
+//
+// Measured on an H200 (scripts/results/h200_ops.json), µs for 1, 16 and 32 rows: greedy 3.2, 4.4, 4.8 of
+// 32,000 logits and 4.5, 7.0, 10.2 of 128,256; top-k with top-p 24, 31, 30 and 35, 49, 79, most of it
+// meetings.
 #include <cmath>
 #include <cub/block/block_scan.cuh>
 

@@ -45,6 +45,7 @@ TEST(DecodeParts, FillTheGpuWithoutASecondRoundOfShortParts) {
   EXPECT_EQ(decode_parts(h200, 1, 1), 1);
   EXPECT_EQ(decode_parts(h200, 1, 65), 2);
   EXPECT_EQ(decode_parts(h200, 32, 512), 8);
+  EXPECT_EQ(decode_parts(h200, 8, 32768), 16);
   EXPECT_EQ(decode_parts(h200, 256, 512), 2);
   EXPECT_EQ(decode_parts(h200, 512, 512), 1);
   EXPECT_EQ(decode_parts(h200, 512, 4096), 2);
