@@ -18,7 +18,8 @@
 //            with a tile's first chunk adds the others' fp32 partial sums in cluster order and stores. The
 //            rest come whole.
 // Shared     [X stages][PrefillBarriers][chunk slots: strip, slot] (prefill_tile.h), sizes from the plan.
-// Roofline   a step of two warpgroups at n_tile 256 takes 512 clocks of the tensor cores and, of shared memory,
+// Roofline   a step of two warpgroups at n_tile 256 takes 512 clocks of the tensor cores and, of shared
+// memory,
 //            256 for X, 128 for what arrives and about 70 for decoding. The accumulators' way through the
 //            registers slows the decoder's instructions (a third of a warp's stalls are dispatch and pipe).
 // Measured   scripts/results/h200_linear_prefill.json: 0.67–0.73 of cuBLAS at 128 tokens, 0.76–0.89 at 256,
