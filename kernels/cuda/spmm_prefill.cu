@@ -22,8 +22,8 @@
 // memory,
 //            256 for X, 128 for what arrives and about 70 for decoding. The accumulators' way through the
 //            registers slows the decoder's instructions (a third of a warp's stalls are dispatch and pipe).
-// Measured   scripts/results/h200_linear_prefill.json: 0.67–0.73 of cuBLAS at 128 tokens, 0.76–0.89 at 256,
-//            0.76–0.89 at 512, 0.83–0.89 at 2048 (50 to 70 % zeros); the decoder bounds it.
+// Measured   scripts/results/h200_linear_prefill.json: 0.74–0.80 of cuBLAS at 128 tokens, 0.78–0.83 at 256,
+//            0.74–0.79 at 512, 0.75–0.80 at 2048 (50 to 70 % zeros); the decoder bounds it.
 //            linear_plan.cpp takes it where it beats the scratch.
 // Tried      what helped: the epilogue through movmatrix instead of shuffles and moving registers; asking for
 //            X before decoding (barrier_test) rather than waiting after it; three warpgroups for 128 tokens;
