@@ -151,10 +151,16 @@ struct StripCursor {
     uint32_t start, first_row, counts, word;
   } head;  // of the chunk to enter next
 
-  __device__ void fill(const Problem& p) {
-    for (uint32_t i = 0; i < 2; ++i) records.bring_next(p, map, i, policy);
+  /// The first record and piece, and when all warps have asked for theirs the rest: memory takes some 5 µs
+  /// for all of it, and would serve the first warps whole before the last ones begin.
+  __device__ void begin_fill(const Problem& p) {
+    records.bring_next(p, map, 0, policy);
+    pieces.bring_next(map, policy);
+  }
+  __device__ void end_fill(const Problem& p) {
+    records.bring_next(p, map, 1, policy);
 #pragma unroll 1
-    for (int i = 0; i < kRingPieces; ++i) pieces.bring_next(map, policy);
+    for (int i = 1; i < kRingPieces; ++i) pieces.bring_next(map, policy);
   }
   __device__ uint32_t record_address(uint32_t which) const {
     return map + uint32_t(offsetof(WarpMap, record)) + (which & 1) * uint32_t(sizeof(WarpMap::record[0]));
@@ -457,8 +463,9 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
                                          last_team * kSpmmWarps + warp, own_end - last_team * p.shape.chunks),
                      .policy = ptx::evict_first_policy(),
                      .map = map};
-  cursor.fill(p);
+  cursor.begin_fill(p);
   ptx::meet_block();  // X's barriers and the table before anyone uses them
+  cursor.end_fill(p);
   const uint32_t x_stages = once(ptx::shared_address(shared.x));
   cursor.decoder = NibbleDecoder<kRingRows>(x_stages + uint32_t(offsetof(SharedMap<kN>, table)));
   XStage<kN> x{.full = x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)), .by_all = !p.x_by_box};
