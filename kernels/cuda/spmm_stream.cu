@@ -27,7 +27,7 @@
 //           figures: one H200, weights cold, ratio to the better of cublasGemmEx and autotuned cublasLt.
 // Limits    Issue slots: two thirds of them are used while warps are there (ncu), the rest is fixed latencies
 //           with four warps a scheduler. Small matrices: first loads, the split's sums and one wave of
-//           blocks, some 6 µs of a 4096×4096.
+//           blocks, some 6 µs of a 4096×4096, 1 to 2 more than with slots.
 //
 // What was tried (12288×12288, µs at 50 % / 70 %; n = 8 unless said):
 //   chunks in slots, ragged columns by cp.async, three fetch warps, 12 multiplying warps     53.7 / 48.0
@@ -38,6 +38,7 @@
 //   copies before the block meets                                                            50.3 / 47.9
 //   the table again (nibble_decoder.cuh): four instructions a tile fewer                     48.8 / 45.3
 //   the same at n = 16: 60.5 / 52.9 with slots, 54.3 / 51.6 without the table, with it       51.5 / 48.6
+//   every warp's first piece asked for before any second one (13824×5120, 50 %)              28.5 → 27.4
 //   mma.sync for n = 32 (wgmma: 62.3 / 58.7 that day)                                        69.4 / 62.3
 //   a warpgroup's registers for X's warp given to the others, n = 64 (spills before)         89.4 → 78.1
 // Next: fewer instructions at pieces and chunks, blocks of half the shared memory so that launches overlap, a
