@@ -26,7 +26,7 @@ def load(paths):
         with open(path) as file:
             document = json.load(file)
         rows = document.get("rows", [document])
-        name = document.get("model") or os.path.basename(path).removeprefix("h200_latency_").removesuffix(".json")
+        name = os.path.basename(path).removesuffix(".json").split("latency_")[-1]
         models[name] = sorted((r for r in rows if "dense" in r), key=lambda r: r["batch_size"])
     models = {name: rows for name, rows in models.items() if rows}
     if not models:
