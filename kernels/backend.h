@@ -1,6 +1,6 @@
 // A backend is one constant table of function references: a missing or wrongly typed op does not compile.
 // kernels/cpu defines the table that specifies the results, kernels/cuda the fast one; both implement
-// kernels/ops.h.
+// kernels/ops.h and kernels/pruning_ops.h.
 #pragma once
 
 #include <cstddef>
@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/ops.h"
+#include "kernels/pruning_ops.h"
 #include "kernels/weights.h"
 
 namespace spinfer {
@@ -109,6 +110,12 @@ struct Backend {
   void (&logits)(DeviceContext&, const LogitsArgs&);
   void (&sample)(DeviceContext&, const SampleArgs&);
   void (&logprobs)(DeviceContext&, const LogprobsArgs&);
+
+  // Pruning.
+  void (&input_statistics)(DeviceContext&, const InputStatisticsArgs&);
+  /// False where H is not positive definite; the matrix is spoilt then.
+  bool (&inverse_factor)(DeviceContext&, const InverseFactorArgs&);
+  void (&sparsegpt)(DeviceContext&, const SparseGptArgs&);
 
   /// Joins contexts, one per rank in rank order, into a group; before, each is a group of its own. Call once.
   void (&connect)(std::span<DeviceContext* const> ranks);

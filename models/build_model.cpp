@@ -30,6 +30,33 @@ class Builder {
 
   Model build() {
     const WeightTable table = weight_table(config_);
+    set_sizes(table);
+    make_embeddings(table);
+    model_.project_out = linear(table.project_out, Packing::never);
+    for (const LayerSpec& spec : table.layers) make_layer(spec);
+    model_.final_norm = norm(table.final_norm);
+    make_head(table);
+    return std::move(model_);
+  }
+
+  Model build_embeddings() {
+    const WeightTable table = weight_table(config_);
+    set_sizes(table);
+    make_embeddings(table);
+    return std::move(model_);
+  }
+
+  Model build_layer(int index) {
+    const WeightTable table = weight_table(config_);
+    set_sizes(table);
+    make_layer(table.layers[size_t(index)]);
+    return std::move(model_);
+  }
+
+ private:
+  enum class Packing { if_sparse, never };
+
+  void set_sizes(const WeightTable& table) {
     model_.config = config_;
     model_.shard = shard_;
     const ShardSizes mine(config_, shard_);
@@ -38,31 +65,27 @@ class Builder {
     model_.ffn_size = mine.ffn;
     model_.vocab_shard = mine.vocab.size();
     model_.report.parameters = table.parameters();
-
-    model_.embedding = upload(table.embedding);
-    model_.positions = upload(table.positions);
-    model_.project_in = linear(table.project_in, Packing::never);
-    model_.project_out = linear(table.project_out, Packing::never);
-    for (const LayerSpec& spec : table.layers) {
-      LayerWeights layer;
-      layer.attn_norm = norm(spec.attn_norm);
-      layer.mlp_norm = norm(spec.mlp_norm);
-      layer.qkv = layer_linear(spec.qkv);
-      layer.attn_out = layer_linear(spec.attn_out);
-      layer.mlp_in = layer_linear(spec.mlp_in);
-      layer.mlp_out = layer_linear(spec.mlp_out);
-      model_.layers.push_back(std::move(layer));
-    }
-    model_.final_norm = norm(table.final_norm);
-    make_head(table);
     const auto inv_freq = config_.rope_inv_freq();
     model_.inv_freq = DeviceArray<float>(device_, int64_t(inv_freq.size()), MemoryUse::workspace);
     model_.inv_freq.upload(inv_freq.data(), int64_t(inv_freq.size()));
-    return std::move(model_);
   }
 
- private:
-  enum class Packing { if_sparse, never };
+  void make_embeddings(const WeightTable& table) {
+    model_.embedding = upload(table.embedding);
+    model_.positions = upload(table.positions);
+    model_.project_in = linear(table.project_in, Packing::never);
+  }
+
+  void make_layer(const LayerSpec& spec) {
+    LayerWeights layer;
+    layer.attn_norm = norm(spec.attn_norm);
+    layer.mlp_norm = norm(spec.mlp_norm);
+    layer.qkv = layer_linear(spec.qkv);
+    layer.attn_out = layer_linear(spec.attn_out);
+    layer.mlp_in = layer_linear(spec.mlp_in);
+    layer.mlp_out = layer_linear(spec.mlp_out);
+    model_.layers.push_back(std::move(layer));
+  }
 
   void count(int64_t dense_bytes, int64_t packed_bytes, int64_t device_bytes) {
     model_.report.dense_bytes += dense_bytes;
@@ -272,6 +295,16 @@ Model build_model(const ModelConfig& config, const WeightSource& source, Device&
                   Shard shard, const LoadOptions& options) {
   check_tensor_parallel(config, shard.world);
   return Builder(config, source, device, pool, shard, options).build();
+}
+
+Model build_embeddings(const ModelConfig& config, const WeightSource& source, Device& device,
+                       ThreadPool& pool) {
+  return Builder(config, source, device, pool, {}, {.dense = true}).build_embeddings();
+}
+
+Model build_layer(const ModelConfig& config, const WeightSource& source, Device& device, ThreadPool& pool,
+                  int index) {
+  return Builder(config, source, device, pool, {}, {.dense = true}).build_layer(index);
 }
 
 }  // namespace spinfer

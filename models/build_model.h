@@ -23,9 +23,21 @@ struct WeightSource {
       {};
 };
 
+class Checkpoint;
+/// The weights of a checkpoint, which must outlive the source. Throws `Error` where it holds a bias or a
+/// layer that the configuration knows nothing of: either would be left out silently.
+WeightSource checkpoint_source(const Checkpoint& checkpoint, const ModelConfig& config);
+
 /// Makes this rank's share of every weight resident: linears stacked, packed or dense as `options` say.
 /// Throws `UsageError` as check_tensor_parallel does, before it asks for any weight.
 Model build_model(const ModelConfig& config, const WeightSource& source, Device& device, ThreadPool& pool,
                   Shard shard, const LoadOptions& options);
+
+/// For work layer by layer (models/layer_forward.h), on one rank, linears dense: a model of what comes before
+/// the layers alone, and one whose only layer, layers[0], is layer `index`.
+Model build_embeddings(const ModelConfig& config, const WeightSource& source, Device& device,
+                       ThreadPool& pool);
+Model build_layer(const ModelConfig& config, const WeightSource& source, Device& device, ThreadPool& pool,
+                  int index);
 
 }  // namespace spinfer

@@ -133,7 +133,7 @@ Checkpoint::Checkpoint(const fs::path& directory, ThreadPool& pool) : directory_
     const bool torch = fs::exists(directory / "pytorch_model.bin", error) ||
                        fs::exists(directory / "pytorch_model.bin.index.json", error);
     fail("{}: neither {} nor {} is there{}", directory.string(), kSingleFile, kIndexFile,
-         torch ? "; pytorch_model.bin must be converted to safetensors first" : "");
+         torch ? "; scripts/convert_pytorch_bin.py makes them from pytorch_model.bin" : "");
   }
   collect_packed();
 }
@@ -262,6 +262,8 @@ DenseMatrix Checkpoint::dense_block(const std::string& name, int64_t m, int64_t 
 DenseMatrix Checkpoint::read(const std::string& name, const std::vector<int64_t>& shape, int64_t k,
                              Range rows, Range cols) const {
   const Located* located = find(name);
+  if (!located && shape.size() == 2 && find(name + kBitmaskSuffix))
+    return read_bitmask(name, shape[0], k, rows, cols);
   check(located, "{}: tensor {} is missing{}", directory_.string(), name,
         is_packed(name) ? " (it is packed)" : "");
   const SafetensorsFile* file = located->file;
@@ -304,6 +306,32 @@ DenseMatrix Checkpoint::read(const std::string& name, const std::vector<int64_t>
   block.data = halves.get();
   block.storage = halves;
   return block;
+}
+
+DenseMatrix Checkpoint::read_bitmask(const std::string& name, int64_t m, int64_t k, Range rows,
+                                     Range cols) const {
+  const Located* bitmask = find(name + kBitmaskSuffix);
+  const Located* values = find(name + kBitmaskValuesSuffix);
+  const std::string label = fmt::format("{}: tensor {}", bitmask->file->path().string(), name);
+  check(values, "{}{} is missing", label, kBitmaskValuesSuffix);
+  const std::vector<int64_t> shape{m, (k + 7) / 8};
+  check(bitmask->entry->dtype == Dtype::u8 && bitmask->entry->shape == shape,
+        "{}{} is {} {}; config.json makes it U8 [{}]", label, kBitmaskSuffix,
+        dtype_name(bitmask->entry->dtype), bitmask->entry->shape_text(), fmt::join(shape, ", "));
+  const Dtype dtype = values->entry->dtype;
+  check(dtype == Dtype::f16 || dtype == Dtype::bf16 || dtype == Dtype::f32,
+        "{}{} has dtype {}; weights must be F16, BF16 or F32", label, kBitmaskValuesSuffix,
+        dtype_name(dtype));
+  const int64_t size = dtype_bytes(dtype);
+  const auto dense = expand_bitmask(bitmask->file->bytes(*bitmask->entry),
+                                    values->file->bytes(*values->entry), m, k, size, pool_, label);
+  const auto halves = make_halves(rows.size() * cols.size());
+  pool_.parallel_for(rows.size(), [&](int64_t row) {
+    const std::byte* source = dense.data() + ((rows.begin + row) * k + cols.begin) * size;
+    check(convert(dtype, source, cols.size(), halves.get() + row * cols.size()), "{}: row {}: {}", label,
+          rows.begin + row, kWeightRange);
+  });
+  return {rows.size(), cols.size(), halves.get(), halves};
 }
 
 TcaBmeMatrix Checkpoint::packed(const std::string& name, int64_t m, int64_t k) const {

@@ -7,6 +7,9 @@
 // "<name>.tca_bme.shape", "M K". Linears that stay dense, and everything else, are stored as in any other
 // checkpoint.
 //
+// Matrices in the sparse-bitmask format of compressed-tensors (models/bitmask_tensor.h) are read as dense
+// ones.
+//
 // Weights that are NaN or infinite are refused, in whatever type they are stored; so are fp32 and bf16
 // weights beyond fp16's range. Smaller ones are rounded to the nearest fp16, subnormals included.
 #pragma once
@@ -20,6 +23,7 @@
 
 #include "kernels/thread_pool.h"
 #include "kernels/weights.h"
+#include "models/bitmask_tensor.h"
 #include "models/safetensors.h"
 #include "models/weight_table.h"
 
@@ -38,7 +42,9 @@ class Checkpoint {
   Checkpoint(const std::filesystem::path& directory, ThreadPool& pool);
 
   const std::filesystem::path& directory() const { return directory_; }
-  bool contains(const std::string& name) const { return find(name) || find_packed(name); }
+  bool contains(const std::string& name) const {
+    return find(name) || find_packed(name) || find(name + kBitmaskSuffix);
+  }
   bool is_packed(const std::string& name) const { return find_packed(name) != nullptr; }
   /// Bytes in the file; 0 if it is not there.
   int64_t stored_bytes(const std::string& name) const;
@@ -72,6 +78,7 @@ class Checkpoint {
   const Packed* find_packed(const std::string& name) const;
   DenseMatrix read(const std::string& name, const std::vector<int64_t>& shape, int64_t k, Range rows,
                    Range cols) const;
+  DenseMatrix read_bitmask(const std::string& name, int64_t m, int64_t k, Range rows, Range cols) const;
 
   std::filesystem::path directory_;
   ThreadPool& pool_;

@@ -1,5 +1,4 @@
-// What works on checkpoint directories without running them: summary, packing, magnitude pruning, memory
-// plan.
+// What works on checkpoint directories: summary, packing, pruning, memory plan.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +10,7 @@
 #include "kernels/thread_pool.h"
 #include "models/config.h"
 #include "models/model.h"
+#include "models/pruning/calibration.h"
 
 namespace spinfer {
 
@@ -21,6 +21,9 @@ struct LinearSummary {
   int64_t nonzeros = 0;
   int64_t dense_bytes = 0;
   int64_t packed_bytes = 0;  ///< = dense_bytes if it stays dense
+  int layer = 0;
+  double stack_sparsity =
+      0;  ///< of the linear it is stacked in (q, k, v; gate, up), which is packed whole or not
 };
 struct CheckpointSummary {
   ModelConfig config;
@@ -31,13 +34,18 @@ struct CheckpointSummary {
 CheckpointSummary summarize_checkpoint(const std::filesystem::path& dir, double min_sparsity,
                                        ThreadPool& pool);
 
+enum class PruneMethod { magnitude, wanda, sparsegpt };
 enum class PruneScope { row, layer };  ///< the smallest |w| of each row, or of the whole matrix
 struct PruneOptions {
-  double sparsity = 0.5;  ///< share of zeros, 0…1
-  PruneScope scope = PruneScope::row;
-  bool dense_output = false;  ///< write dense safetensors instead of packed
+  PruneMethod method = PruneMethod::magnitude;
+  double sparsity = 0.5;                    ///< share of zeros, 0…1
+  std::vector<double> layer_sparsity = {};  ///< of each layer; empty: `sparsity` everywhere
+  PruneScope scope = PruneScope::row;       ///< of magnitude pruning
+  double dampening = 0.01;                  ///< of SparseGPT's Hessian, in means of its diagonal
+  bool dense_output = false;                ///< write dense safetensors instead of packed
   double min_sparsity = 0.3;
   std::function<void(int64_t done, int64_t total)> progress = {};
+  std::function<void(const std::string& text)> note = {};  ///< what the user should know; one line
 };
 
 /// Writes a packed copy of checkpoint `in` to directory `out` (which must not exist, or be empty): config and
@@ -46,9 +54,35 @@ struct PruneOptions {
 void pack_checkpoint(const std::filesystem::path& in, const std::filesystem::path& out, double min_sparsity,
                      ThreadPool& pool, const std::function<void(int64_t done, int64_t total)>& progress);
 
+/// The way back: dense fp16 safetensors that others read, bit for bit what was packed (a negative zero
+/// becomes a positive one). Written like pack_checkpoint.
+void unpack_checkpoint(const std::filesystem::path& in, const std::filesystem::path& out, ThreadPool& pool,
+                       const std::function<void(int64_t done, int64_t total)>& progress);
+
 /// Magnitude pruning of every linear (embeddings and head are kept), written like pack_checkpoint.
 void prune_magnitude(const std::filesystem::path& in, const std::filesystem::path& out,
                      const PruneOptions& options, ThreadPool& pool);
+
+/// Pruning of every linear by Wanda or SparseGPT, layer after layer: each layer's inputs are what the pruned
+/// layers before it make of `samples`. One layer and the hidden states of all samples are on the device.
+/// Pruned layers are kept in ".<name of out>.pruning" beside `out` until all are there, so that a run of the
+/// same arguments goes on where one was interrupted, and writes the same bytes. Throws `Error` naming the
+/// linear whose inputs are not finite, all zero (SparseGPT) or whose Hessian cannot be factored.
+void prune_calibrated(const std::filesystem::path& in, const std::filesystem::path& out,
+                      const PruneOptions& options, const CalibrationSamples& samples, Device& device,
+                      ThreadPool& pool);
+
+/// Sparsity of each layer after OWL (Yin et al. 2024): layers with more outliers, Wanda scores above
+/// `outlier` times the layer's mean, keep more. The sparsities have the mean `sparsity` and a range of
+/// 2·`lambda`.
+struct OwlOptions {
+  double sparsity = 0.5;
+  double outlier = 5;
+  double lambda = 0.08;
+  std::function<void(int64_t done, int64_t total)> progress = {};
+};
+std::vector<double> owl_sparsity(const std::filesystem::path& in, const OwlOptions& options,
+                                 const CalibrationSamples& samples, Device& device, ThreadPool& pool);
 
 /// Bytes one rank needs for weights, without loading: from the config and the checkpoint's (or an assumed)
 /// sparsity, the same in every linear. Linears below `min_sparsity` count as dense, as they do when loading.

@@ -221,6 +221,31 @@ void parse_llama(const JsonFields& fields, ModelConfig& c) {
 
 }  // namespace
 
+namespace {
+
+/// compressed-tensors describes sparse weights where others describe quantised ones.
+void check_compression(const JsonFields& fields) {
+  const auto* compression = fields.find("quantization_config");
+  if (!compression) return;
+  const bool object = compression->is_object();
+  const auto is_empty = [&](const char* name) {
+    const auto it = compression->find(name);
+    return it == compression->end() || it->empty();
+  };
+  const bool sparse_only = object &&
+                           compression->value("quant_method", nlohmann::json()) == "compressed-tensors" &&
+                           is_empty("config_groups");
+  check(sparse_only, "{}: \"quantization_config\" is there; quantised checkpoints are not supported",
+        fields.source());
+  const auto sparsity = compression->value("sparsity_config", nlohmann::json::object());
+  const auto format = sparsity.is_object() ? sparsity.value("format", nlohmann::json("dense")) : sparsity;
+  check(format == "dense" || format == "sparse-bitmask",
+        "{}: \"sparsity_config\" has the format {}; \"dense\" and \"sparse-bitmask\" are supported",
+        fields.source(), printable_value(format));
+}
+
+}  // namespace
+
 ModelConfig parse_config(std::string_view text, const std::string& source) {
   const nlohmann::json object = parse_json(text, source);
   const JsonFields fields(object, source);
@@ -229,8 +254,7 @@ ModelConfig parse_config(std::string_view text, const std::string& source) {
   c.architecture = known.architecture;
   c.architecture_name = known.name;
   c.model_type = known.model_type;
-  check(!fields.has("quantization_config"),
-        "{}: \"quantization_config\" is there; quantised checkpoints are not supported", source);
+  check_compression(fields);
   c.vocab_size = fields.integer("vocab_size", 1, kMaxVocab);
   c.hidden_size = fields.integer("hidden_size", 1, kMaxHidden);
   c.layers = int(fields.integer("num_hidden_layers", 1, kMaxLayers));

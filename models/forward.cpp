@@ -18,6 +18,7 @@ void ForwardPass::add_norm(const Half* delta, const NormWeights& norm, Half* out
 }
 
 void ForwardPass::linear(const LinearWeight& w, const Half* x, Half* y, Activation act) const {
+  if (observer && *observer) (*observer)(w, x, batch.n);
   ops().linear(context(), {.w = w.view, .x = x, .n = batch.n, .act = act, .y = y});
 }
 
@@ -70,6 +71,15 @@ void ForwardPass::mlp(const LayerWeights& layer, const Half* x, Half* delta) con
   ops().all_reduce(context(), delta, int64_t{batch.n} * model.config.hidden_size);
 }
 
+const Half* ForwardPass::pre_norm_layer(int index, const Half* delta) const {
+  const LayerWeights& layer = model.layers[size_t(index)];
+  add_norm(delta, layer.attn_norm, workspace.x.data());
+  attention(index, workspace.x.data(), workspace.delta.data());
+  add_norm(workspace.delta.data(), layer.mlp_norm, workspace.x.data());
+  mlp(layer, workspace.x.data(), workspace.delta.data());
+  return workspace.delta.data();
+}
+
 void ForwardPass::logits(const Half* x) const {
   const int n = batch.num_logits;
   const Half* last = workspace.last.data();
@@ -104,6 +114,23 @@ void forward(Device& device, const Model& model, const ForwardBatch& batch, cons
       forward_llama(pass);
       break;
   }
+}
+
+void forward_embeddings(Device& device, const Model& model, const ForwardBatch& batch, Workspace& workspace) {
+  const ForwardPass pass{device, model, batch, {}, workspace};
+  if (model.config.architecture == Architecture::opt) {
+    embed_opt(pass);
+  } else {
+    embed_llama(pass);
+  }
+}
+
+void forward_layer(Device& device, const Model& model, int index, const ForwardBatch& batch,
+                   const KvCacheView& kv, Workspace& workspace, const LinearObserver& observer) {
+  const ForwardPass pass{device, model, batch, kv, workspace, &observer};
+  if (!model.config.norm_before) return post_norm_layer_opt(pass, index);
+  const Half* delta = pass.pre_norm_layer(index, nullptr);
+  pass.add_norm(delta, {}, nullptr);  // h as the next layer's norm would leave it
 }
 
 }  // namespace spinfer

@@ -4,25 +4,23 @@
 
 namespace spinfer {
 
-void forward_llama(const ForwardPass& pass) {
+void embed_llama(const ForwardPass& pass) {
   const Model& model = pass.model;
-  Workspace& ws = pass.workspace;
   pass.ops().embed(pass.context(), {.ids = pass.batch.token_ids,
                                     .newest = pass.batch.newest_ids,
                                     .table = model.embedding.data(),
                                     .rows = model.config.vocab_size,
                                     .n = pass.batch.n,
                                     .d = int(model.config.hidden_size),
-                                    .out = ws.h.data()});
+                                    .out = pass.workspace.h.data()});
+}
+
+void forward_llama(const ForwardPass& pass) {
+  const Model& model = pass.model;
+  Workspace& ws = pass.workspace;
+  embed_llama(pass);
   const Half* delta = nullptr;  // a block's output joins h with the next norm
-  for (int i = 0; i < model.config.layers; ++i) {
-    const LayerWeights& layer = model.layers[size_t(i)];
-    pass.add_norm(delta, layer.attn_norm, ws.x.data());
-    pass.attention(i, ws.x.data(), ws.delta.data());
-    pass.add_norm(ws.delta.data(), layer.mlp_norm, ws.x.data());
-    pass.mlp(layer, ws.x.data(), ws.delta.data());
-    delta = ws.delta.data();
-  }
+  for (int i = 0; i < model.config.layers; ++i) delta = pass.pre_norm_layer(i, delta);
   pass.add_norm(delta, model.final_norm, ws.x.data());
   pass.logits(ws.x.data());
 }

@@ -34,18 +34,21 @@ void check_no_extra_layer(const Checkpoint& checkpoint, ModelConfig config) {
 
 }  // namespace
 
+WeightSource checkpoint_source(const Checkpoint& checkpoint, const ModelConfig& config) {
+  check_no_extra_bias(checkpoint, config);
+  check_no_extra_layer(checkpoint, config);
+  return {
+      .tensor = [&checkpoint](const TensorSpec& spec) { return checkpoint.tensor(spec); },
+      .block = [&checkpoint](const std::string& name, int64_t m, int64_t k, Range rows,
+                             Range cols) { return checkpoint.block(name + ".weight", m, k, rows, cols); },
+  };
+}
+
 Model load_model(const std::filesystem::path& dir, const ModelConfig& config, Device& device,
                  ThreadPool& pool, Shard shard, const LoadOptions& options) {
   check_tensor_parallel(config, shard.world);
   const Checkpoint checkpoint(dir, pool);
-  check_no_extra_bias(checkpoint, config);
-  check_no_extra_layer(checkpoint, config);
-  const WeightSource source{
-      .tensor = [&](const TensorSpec& spec) { return checkpoint.tensor(spec); },
-      .block = [&](const std::string& name, int64_t m, int64_t k, Range rows,
-                   Range cols) { return checkpoint.block(name + ".weight", m, k, rows, cols); },
-  };
-  return build_model(config, source, device, pool, shard, options);
+  return build_model(config, checkpoint_source(checkpoint, config), device, pool, shard, options);
 }
 
 }  // namespace spinfer

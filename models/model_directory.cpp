@@ -13,6 +13,7 @@
 
 #include "kernels/check.h"
 #include "models/checkpoint.h"
+#include "models/json_text.h"
 
 namespace spinfer {
 namespace {
@@ -64,6 +65,16 @@ void write_text(const fs::path& path, const std::string& text) {
   sync_file(path);
 }
 
+/// What is written is stored otherwise than compressed-tensors did: its description of the weights must not
+/// stay. False if there is none.
+bool write_uncompressed_config(const fs::path& from, const fs::path& to) {
+  auto config = nlohmann::ordered_json::parse(read_text_file(from, kMaxConfigBytes), nullptr, false);
+  const size_t erased =
+      config.is_object() ? config.erase("quantization_config") + config.erase("compression_config") : 0;
+  if (erased > 0) write_text(to, config.dump(2) + "\n");
+  return erased > 0;
+}
+
 template <class T>
 std::span<const std::byte> bytes_of(const T* data, int64_t count) {
   return std::as_bytes(std::span(data, size_t(count)));
@@ -87,17 +98,22 @@ int64_t header_capacity_for(const WeightTable& table) {
   return bytes;
 }
 
-ModelDirectoryWriter::ModelDirectoryWriter(const fs::path& out, int64_t header_capacity)
-    : out_(absolute_target(out)), header_capacity_(header_capacity) {
+fs::path check_new_directory(const fs::path& out) {
+  const fs::path target = absolute_target(out);
   std::error_code error;
-  const auto status = fs::symlink_status(out_, error);
+  const auto status = fs::symlink_status(target, error);
   if (fs::exists(status)) {
-    check(fs::is_directory(status), "{}: exists and is no directory", out_.string());
-    check(fs::is_empty(out_, error) && !error, "{}: the output directory must not exist or be empty",
-          out_.string());
+    check(fs::is_directory(status), "{}: exists and is no directory", target.string());
+    check(fs::is_empty(target, error) && !error, "{}: the output directory must not exist or be empty",
+          target.string());
   }
-  check(fs::is_directory(out_.parent_path(), error), "{}: no such directory, so {} cannot be made in it",
-        out_.parent_path().string(), out_.filename().string());
+  check(fs::is_directory(target.parent_path(), error), "{}: no such directory, so {} cannot be made in it",
+        target.parent_path().string(), target.filename().string());
+  return target;
+}
+
+ModelDirectoryWriter::ModelDirectoryWriter(const fs::path& out, int64_t header_capacity)
+    : out_(check_new_directory(out)), header_capacity_(header_capacity) {
   for (int attempt = 0;; ++attempt) {
     temporary_ =
         out_.parent_path() / fmt::format(".{}.partial-{}-{}", out_.filename().string(), ::getpid(), attempt);
@@ -178,6 +194,9 @@ void ModelDirectoryWriter::copy_side_files(const fs::path& source) {
   for (const char* name : kSideFiles) {
     std::error_code error;
     if (!fs::is_regular_file(source / name, error)) continue;
+    if (name == std::string_view("config.json") &&
+        write_uncompressed_config(source / name, temporary_ / name))
+      continue;
     fs::copy_file(source / name, temporary_ / name, error);
     check(!error, "{}: cannot be copied to {}: {}", (source / name).string(), temporary_.string(),
           error.message());

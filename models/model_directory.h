@@ -15,11 +15,15 @@
 
 namespace spinfer {
 
+/// `out`, absolute and without a trailing slash. Throws `Error` unless it does not exist or is an empty
+/// directory, in an existing directory.
+std::filesystem::path check_new_directory(const std::filesystem::path& out);
+
 /// Everything goes to a new directory beside `out`, which `finish` renames to it after fsync; if that is
 /// never reached it is removed. Errors name the file and the cause.
 class ModelDirectoryWriter {
  public:
-  /// `out` must not exist or be an empty directory, in an existing directory. `header_capacity` bounds the
+  /// `out`: see check_new_directory. `header_capacity` bounds the
   /// header of each file: see header_capacity_for.
   ModelDirectoryWriter(const std::filesystem::path& out, int64_t header_capacity);
   ~ModelDirectoryWriter();

@@ -3,10 +3,9 @@
 #include "models/forward.h"
 
 namespace spinfer {
-namespace {
 
 /// h = project_in(tokens) + positions
-void embed(const ForwardPass& pass) {
+void embed_opt(const ForwardPass& pass) {
   const Model& model = pass.model;
   Workspace& ws = pass.workspace;
   const bool projected = model.project_in.view.m > 0;
@@ -28,39 +27,36 @@ void embed(const ForwardPass& pass) {
                                     .out = ws.h.data()});
 }
 
+void post_norm_layer_opt(const ForwardPass& pass, int index) {
+  Workspace& ws = pass.workspace;
+  const LayerWeights& layer = pass.model.layers[size_t(index)];
+  pass.attention(index, ws.h.data(), ws.delta.data());
+  pass.add_norm(ws.delta.data(), layer.attn_norm, ws.h.data());
+  pass.mlp(layer, ws.h.data(), ws.delta.data());
+  pass.add_norm(ws.delta.data(), layer.mlp_norm, ws.h.data());
+}
+
+namespace {
+
 /// Norm before each block; the residual stream h itself is never normed. A block's output joins h with the
 /// next norm.
 void layers_pre_norm(const ForwardPass& pass) {
   Workspace& ws = pass.workspace;
   const Half* delta = nullptr;
-  for (int i = 0; i < pass.model.config.layers; ++i) {
-    const LayerWeights& layer = pass.model.layers[size_t(i)];
-    pass.add_norm(delta, layer.attn_norm, ws.x.data());
-    pass.attention(i, ws.x.data(), ws.delta.data());
-    pass.add_norm(ws.delta.data(), layer.mlp_norm, ws.x.data());
-    pass.mlp(layer, ws.x.data(), ws.delta.data());
-    delta = ws.delta.data();
-  }
+  for (int i = 0; i < pass.model.config.layers; ++i) delta = pass.pre_norm_layer(i, delta);
   pass.add_norm(delta, pass.model.final_norm, pass.model.config.final_norm ? ws.x.data() : nullptr);
 }
 
 /// h = norm(h + block(h)), twice a layer.
 void layers_post_norm(const ForwardPass& pass) {
-  Workspace& ws = pass.workspace;
-  for (int i = 0; i < pass.model.config.layers; ++i) {
-    const LayerWeights& layer = pass.model.layers[size_t(i)];
-    pass.attention(i, ws.h.data(), ws.delta.data());
-    pass.add_norm(ws.delta.data(), layer.attn_norm, ws.h.data());
-    pass.mlp(layer, ws.h.data(), ws.delta.data());
-    pass.add_norm(ws.delta.data(), layer.mlp_norm, ws.h.data());
-  }
+  for (int i = 0; i < pass.model.config.layers; ++i) post_norm_layer_opt(pass, i);
 }
 
 }  // namespace
 
 void forward_opt(const ForwardPass& pass) {
   const ModelConfig& config = pass.model.config;
-  embed(pass);
+  embed_opt(pass);
   if (config.norm_before) {
     layers_pre_norm(pass);
   } else {

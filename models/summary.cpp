@@ -45,6 +45,8 @@ CheckpointSummary summarize_checkpoint(const std::filesystem::path& dir, double 
       packed = packed || double(nonzeros) <= (1 - min_sparsity) * double(linear->m()) * double(linear->k);
       for (size_t i = first; i < summary.linears.size(); ++i) {
         LinearSummary& line = summary.linears[i];
+        line.layer = int(&layer - table.layers.data());
+        line.stack_sparsity = 1 - double(nonzeros) / (double(linear->m()) * double(linear->k));
         line.packed_bytes = packed ? tca_bme_bytes(line.m, line.k, line.nonzeros) : line.dense_bytes;
       }
     }

@@ -8,6 +8,7 @@ packages=(
   g++ cmake ninja-build ccache pkg-config     # toolchain
   nlohmann-json3-dev libcli11-dev             # JSON, command line
   libhwy-dev                                  # SIMD with run-time dispatch
+  libeigen3-dev                               # Cholesky and triangular solves of pruning
   libspdlog-dev libfmt-dev                    # logging, formatting
   libsentencepiece-dev libpcre2-dev libutf8proc-dev  # tokenizers
   libxxhash-dev                               # prefix-cache hashes

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "engine/apps/command.h"
+#include "engine/apps/layer_report.h"
 #include "engine/apps/options.h"
 #include "engine/apps/output.h"
 #include "engine/apps/plan_report.h"
@@ -30,11 +31,6 @@ struct InspectFlags {
   int64_t gpu_memory = 0;
 };
 
-struct Totals {
-  int64_t weights = 0, nonzeros = 0, dense_bytes = 0, packed_bytes = 0;
-  double sparsity() const { return weights > 0 ? 1 - double(nonzeros) / double(weights) : 0; }
-};
-
 double sparsity_of(const LinearSummary& linear) {
   const int64_t weights = linear.m * linear.k;
   return weights > 0 ? 1 - double(linear.nonzeros) / double(weights) : 0;
@@ -54,6 +50,8 @@ CheckpointSummary summarize_config(const std::string& path, double sparsity, dou
         line.nonzeros = int64_t(double(line.m) * double(line.k) * (1 - sparsity) + 0.5);
         line.packed_bytes =
             sparsity >= min_sparsity ? tca_bme_bytes(line.m, line.k, line.nonzeros) : line.dense_bytes;
+        line.layer = int(&layer - table.layers.data());
+        line.stack_sparsity = sparsity;
         linear_weights += line.m * line.k;
         summary.linears.push_back(std::move(line));
       }
@@ -63,18 +61,8 @@ CheckpointSummary summarize_config(const std::string& path, double sparsity, dou
   return summary;
 }
 
-Totals total_of(const CheckpointSummary& summary) {
-  Totals total;
-  for (const LinearSummary& linear : summary.linears) {
-    total.weights += linear.m * linear.k;
-    total.nonzeros += linear.nonzeros;
-    total.dense_bytes += linear.dense_bytes;
-    total.packed_bytes += linear.packed_bytes;
-  }
-  return total;
-}
-
-nlohmann::json summary_json(const CheckpointSummary& summary, const Totals& total) {
+nlohmann::json summary_json(const CheckpointSummary& summary, const LinearTotals& total,
+                            double min_sparsity) {
   nlohmann::json linears = nlohmann::json::array();
   for (const LinearSummary& linear : summary.linears) {
     linears.push_back({{"name", linear.name},
@@ -83,10 +71,13 @@ nlohmann::json summary_json(const CheckpointSummary& summary, const Totals& tota
                        {"sparsity", sparsity_of(linear)},
                        {"dense_bytes", linear.dense_bytes},
                        {"packed_bytes", linear.packed_bytes}});
+    if (const auto why = dense_reason(linear, min_sparsity); !why.empty())
+      linears.back()["dense_reason"] = why;
   }
   return {{"architecture", summary.config.architecture_name},
           {"parameters", summary.parameters},
           {"linears", linears},
+          {"layers", layers_json(summary.linears)},
           {"total",
            {{"dense_bytes", total.dense_bytes},
             {"packed_bytes", total.packed_bytes},
@@ -103,22 +94,23 @@ std::string config_line(const CheckpointSummary& summary) {
       c.kv_heads, c.head_dim, c.vocab_size, c.max_positions);
 }
 
-std::string linears_table(const CheckpointSummary& summary, const Totals& total) {
+std::string linears_table(const CheckpointSummary& summary, const LinearTotals& total, double min_sparsity) {
   std::string table =
       fmt::format("{:<52} {:>13} {:>7} {:>11} {:>11}\n", "linear", "m x k", "zeros", "dense", "packed");
   for (const LinearSummary& linear : summary.linears) {
-    const bool stays_dense = linear.packed_bytes == linear.dense_bytes;
+    const std::string why = dense_reason(linear, min_sparsity);
     table += fmt::format("{:<52} {:>13} {:>6.1f}% {:>11} {:>11}\n", linear.name,
                          fmt::format("{}x{}", linear.m, linear.k), sparsity_of(linear) * 100,
                          human_bytes(linear.dense_bytes),
-                         stays_dense ? "dense" : human_bytes(linear.packed_bytes));
+                         why.empty() ? human_bytes(linear.packed_bytes) : "dense: " + why);
   }
   table += fmt::format("{:<52} {:>13} {:>6.1f}% {:>11} {:>11}\n", "all linears", "", total.sparsity() * 100,
                        human_bytes(total.dense_bytes), human_bytes(total.packed_bytes));
-  return table + fmt::format("embeddings, head, norms, biases: {}\n", human_bytes(summary.other_bytes));
+  return table + layers_table(summary.linears) +
+         fmt::format("embeddings, head, norms, biases: {}\n", human_bytes(summary.other_bytes));
 }
 
-PlanReport make_plan(const InspectFlags& flags, const CheckpointSummary& summary, const Totals& total) {
+PlanReport make_plan(const InspectFlags& flags, const CheckpointSummary& summary, const LinearTotals& total) {
   EngineOptions options = flags.common.engine_options();
   flags.capacity.apply(options);
   options.min_sparsity = flags.min_sparsity;
@@ -136,16 +128,16 @@ void run_inspect(const InspectFlags& flags) {
       flags.config.empty()
           ? summarize_checkpoint(flags.common.model, flags.min_sparsity, pool)
           : summarize_config(flags.config, flags.sparsity.value_or(kAssumedSparsity), flags.min_sparsity);
-  const Totals total = total_of(summary);
+  const LinearTotals total = total_of(summary.linears);
   std::optional<PlanReport> plan;
   if (flags.plan) plan = make_plan(flags, summary, total);
   if (flags.common.json) {
-    nlohmann::json document = summary_json(summary, total);
+    nlohmann::json document = summary_json(summary, total, flags.min_sparsity);
     if (plan) document["plan"] = plan_json(*plan);
     return print_json(document);
   }
   print_out(config_line(summary));
-  print_out(plan ? plan_table(*plan) : linears_table(summary, total));
+  print_out(plan ? plan_table(*plan) : linears_table(summary, total, flags.min_sparsity));
 }
 
 }  // namespace

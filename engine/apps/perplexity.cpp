@@ -26,12 +26,14 @@ struct PerplexityFlags {
   std::string tokens_file;
   int ctx = 0;
   int stride = 0;
+  std::string convention = "bos";
   std::string compare;
 };
 
 constexpr int kDefaultCtx = 2048;
 
-/// One window: BOS and up to `ctx` text tokens; log-probabilities count from `first_scored` on.
+/// One window, by our convention BOS and up to `ctx` text tokens; log-probabilities count from `first_scored`
+/// on.
 struct Window {
   std::vector<int32_t> ids;
   size_t first_scored = 1;
@@ -52,6 +54,16 @@ std::vector<Window> make_windows(const std::vector<int32_t>& text, std::optional
     scored = end;
     if (window.ids.size() > window.first_scored) windows.push_back(std::move(window));
   }
+  return windows;
+}
+
+/// As the evaluations of the Wanda and SparseGPT papers do: the text, begun with BOS once, cut into windows
+/// of `ctx` tokens, of which all but the first are scored; what is left over is not.
+std::vector<Window> make_paper_windows(std::vector<int32_t> text, std::optional<int32_t> bos, int ctx) {
+  if (bos) text.insert(text.begin(), *bos);
+  std::vector<Window> windows;
+  for (auto begin = text.begin(); ctx > 1 && text.end() - begin >= ctx; begin += ctx)
+    windows.push_back({{begin, begin + ctx}, 1});
   return windows;
 }
 
@@ -110,17 +122,22 @@ std::unique_ptr<Engine> load(const PerplexityFlags& flags, const std::string& mo
 
 std::vector<Window> windows_of(const PerplexityFlags& flags, const Engine& engine) {
   const auto bos = engine.config().bos_id >= 0 ? std::optional(engine.config().bos_id) : std::nullopt;
-  const int64_t longest = engine.max_model_len() - (bos ? 1 : 0);
+  const bool papers = flags.convention == "wanda";
+  const int64_t longest = engine.max_model_len() - (bos && !papers ? 1 : 0);
   if (flags.ctx > longest) {
     throw UsageError(
         fmt::format("--ctx {}: this model takes windows of at most {} text tokens", flags.ctx, longest));
   }
+  if (papers && flags.stride > 0)
+    throw UsageError("--stride: the windows of --convention wanda do not overlap");
   const int ctx = flags.ctx > 0 ? flags.ctx : int(std::min<int64_t>(kDefaultCtx, longest));
   if (flags.stride > ctx)
     throw UsageError(fmt::format("--stride {}: must not exceed the window's {} tokens", flags.stride, ctx));
-  auto windows = make_windows(read_tokens(flags, engine), bos, ctx, flags.stride > 0 ? flags.stride : ctx);
-  check(!windows.empty(), "{}: too short, no token has a context",
-        flags.file.empty() ? flags.tokens_file : flags.file);
+  auto text = read_tokens(flags, engine);
+  auto windows = papers ? make_paper_windows(std::move(text), bos, ctx)
+                        : make_windows(text, bos, ctx, flags.stride > 0 ? flags.stride : ctx);
+  check(!windows.empty(), "{}: too short, {}", flags.file.empty() ? flags.tokens_file : flags.file,
+        papers ? "it fills no window" : "no token has a context");
   return windows;
 }
 
@@ -231,6 +248,13 @@ void add_perplexity(CLI::App& app) {
       ->default_str("2048, or what the model takes if less");
   command->add_option("--stride", flags->stride, "tokens from one window to the next; 0 = --ctx")
       ->check(whole_number_in(0, 1 << 24));
+  command
+      ->add_option("--convention", flags->convention,
+                   "bos: each window begins with BOS; wanda: as the Wanda and SparseGPT papers measure, "
+                   "whole windows of "
+                   "--ctx tokens, BOS before the first only")
+      ->check(CLI::IsMember({"bos", "wanda"}))
+      ->capture_default_str();
   command
       ->add_option("--compare", flags->compare,
                    "reference model: how far -m is from it (KL divergence, same top token, perplexity)")

@@ -14,6 +14,7 @@
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/memory.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/pruning_ops.h"
 
 namespace spinfer {
 
@@ -159,6 +160,9 @@ constinit const Backend table{
     .logits = op<OpKind::linear, LogitsArgs, logits>,
     .sample = op<OpKind::sampling, SampleArgs, sample>,
     .logprobs = op<OpKind::sampling, LogprobsArgs, logprobs>,
+    .input_statistics = input_statistics,
+    .inverse_factor = inverse_factor,
+    .sparsegpt = sparsegpt,
     .connect = connect,
     .all_reduce = all_reduce,
     .all_gather_cols = all_gather_cols,

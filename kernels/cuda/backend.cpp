@@ -15,6 +15,7 @@
 #include "kernels/cuda/nccl_library.h"
 #include "kernels/cuda/op_state.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/pruning_ops.h"
 
 namespace spinfer {
 namespace cuda {
@@ -161,6 +162,9 @@ constinit const Backend table{
     .logits = op<OpKind::linear, LogitsArgs, logits>,
     .sample = op<OpKind::sampling, SampleArgs, sample>,
     .logprobs = op<OpKind::sampling, LogprobsArgs, logprobs>,
+    .input_statistics = input_statistics,
+    .inverse_factor = inverse_factor,
+    .sparsegpt = sparsegpt,
     .connect = connect,
     .all_reduce = all_reduce_op,
     .all_gather_cols = all_gather_cols,

@@ -195,6 +195,18 @@ class Perplexity(program.ProgramTest):
         self.assertEqual(strided["tokens"], count)
         self.assertLess(strided["mean_nll"], plain["mean_nll"], "more context predicts better")
 
+    def test_convention_of_the_papers(self):
+        """Whole windows of BOS once and the text, all but the first token of each scored."""
+        text = VALID_TEXT.read_bytes()[:2000]
+        ids = self.ok("tokenize", "-m", OPT, stdin=text).split()
+        papers = self.json("perplexity", "-m", OPT, "-f", "-", "--ctx", 64, "--convention", "wanda", stdin=text)
+        windows = len(ids) // 64
+        self.assertEqual((papers["windows"], papers["tokens"]), (windows, 63 * windows))
+        lines = "\n".join(b",".join(ids[64 * i:64 * (i + 1)]).decode() for i in range(windows))
+        scores = self.json("score", "-m", OPT, "--tokens-file", self.file("windows.txt", lines))
+        logprobs = sum((s["token_logprobs"] for s in scores["sequences"]), [])
+        self.assertAlmostEqual(papers["mean_nll"], -sum(logprobs) / len(logprobs), delta=1e-3)
+
     def test_compare(self):
         path = self.file("text.txt", VALID_TEXT.read_bytes()[:1500])
         same = self.json("perplexity", "-m", LLAMA, "-f", path, "--ctx", 100, "--compare", LLAMA)
@@ -236,6 +248,17 @@ class Inspect(program.ProgramTest):
         directory = self.need_assets("models/stories260K-hf")
         for linear in self.json("inspect", "-m", directory)["linears"]:
             self.assertEqual(linear["packed_bytes"], linear["dense_bytes"])
+            self.assertEqual(linear["dense_reason"], "0.0 % zeros, packed from 30 % on")
+        self.assertIn(b"dense: 0.0 % zeros", self.ok("inspect", "-m", directory))
+
+    def test_layers(self):
+        document = self.json("inspect", "-m", LLAMA)
+        self.assertEqual([x["layer"] for x in document["layers"]], list(range(6)))
+        for field in ("dense_bytes", "packed_bytes"):
+            self.assertEqual(sum(x[field] for x in document["layers"]), document["total"][field])
+        for layer in document["layers"]:
+            self.assertEqual((layer["linears"], layer["packed_linears"]), (7, 7))
+        self.assertFalse(any("dense_reason" in linear for linear in document["linears"]))
 
     def test_plan_of_a_config(self):
         config = ROOT / "configs" / "models" / "opt-13b.json"
@@ -316,6 +339,14 @@ class PackAndPrune(program.ProgramTest):
         self.assertEqual((document["packed_linears"], document["packed_bytes"]), (0, document["dense_bytes"]))
         for a, b in zip(sum(self.logprobs("kept"), []), sum(self.logprobs("dense"), [])):
             self.assertAlmostEqual(a, b, delta=0.01)
+
+    def test_the_way_back_is_bit_for_bit(self):
+        for directory in DEMOS.values():
+            name = directory.name
+            self.ok("pack", "-m", directory, "-o", f"{name}-dense", "--dense-output")
+            self.ok("pack", "-m", f"{name}-dense", "-o", f"{name}-again")
+            self.assertEqual((self.tmp / f"{name}-again" / "model.safetensors").read_bytes(),
+                             (directory / "model.safetensors").read_bytes())
 
     def test_made_checkpoint(self):
         """A checkpoint written here, half of whose weights are zero, packs to the formula's bytes."""

@@ -285,7 +285,7 @@ const std::vector<BadDirectory>& bad_directories() {
          fs::remove(dir / "model.safetensors.index.json");
          write_file(dir / "pytorch_model.bin", "x");
        },
-       "pytorch_model.bin must be converted"},
+       "convert_pytorch_bin.py"},
       {"shard_missing", [](const fs::path& dir) { fs::remove(dir / "shard-1.safetensors"); },
        "shard-1.safetensors: "},
       {"shard_empty", [](const fs::path& dir) { write_file(dir / "shard-1.safetensors", ""); },

@@ -11,7 +11,7 @@
 #include "kernels/check.h"
 #include "models/checkpoint.h"
 #include "models/json_text.h"
-#include "models/prune.h"
+#include "models/pruning/magnitude.h"
 #include "tests/models/model_runner.h"
 #include "tests/temporary_directory.h"
 #include "tests/models/tiny_checkpoint.h"

@@ -1,4 +1,4 @@
-#include "models/prune.h"
+#include "models/pruning/magnitude.h"
 
 #include <algorithm>
 #include <array>
