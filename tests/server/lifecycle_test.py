@@ -230,9 +230,11 @@ class TheEnd(ProgramTest):
         while server.metrics()["spinfer_requests_running"] < 6:
             pass
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        with self.assertRaises(OSError), server.connect(timeout=2):
-            pass
+        deadline = time.monotonic() + 10
+        with self.assertRaises(OSError):  # soon nobody is let in any more
+            while time.monotonic() < deadline:
+                server.connect(timeout=2).close()
+                time.sleep(0.02)
         self.assertEqual(live.read_all(idle), b"")
         for client in clients:
             client.join()
@@ -273,7 +275,7 @@ class TheEnd(ProgramTest):
         time.sleep(0.3)
         start = time.monotonic()
         self.assertEqual(server.stop(signal.SIGINT), 130)
-        self.assertLess(time.monotonic() - start, 5)
+        self.assertLess(time.monotonic() - start, 15)
         client.close()
 
     def test_while_loading_it_says_so_and_can_be_stopped(self):
