@@ -47,6 +47,7 @@ std::vector<Window> make_windows(const std::vector<int32_t>& text, std::optional
   for (size_t begin = 0; scored < text.size(); begin += size_t(stride)) {
     const size_t end = std::min(text.size(), begin + size_t(ctx));
     Window window;
+    window.ids.reserve(end - begin + 1);
     if (bos) window.ids.push_back(*bos);
     window.ids.insert(window.ids.end(), text.begin() + long(begin), text.begin() + long(end));
     window.first_scored = scored - begin + (bos ? 1 : 0);
