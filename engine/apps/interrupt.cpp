@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <thread>
 
@@ -29,6 +31,17 @@ void block_signals(int, char**, char**) {
 }
 [[gnu::section(".preinit_array"), gnu::used]] void (*const block_signals_first)(int, char**,
                                                                                 char**) = block_signals;
+
+/// Until a second signal of `set` or the end of `grace`. A stopped and continued process (a debugger, the
+/// leak check after main) has its system calls interrupted: that ends nothing.
+void wait_for_second(const sigset_t& set, std::chrono::nanoseconds grace) {
+  const auto end = std::chrono::steady_clock::now() + grace;
+  for (auto left = grace; left.count() > 0; left = end - std::chrono::steady_clock::now()) {
+    const auto seconds = std::chrono::floor<std::chrono::seconds>(left);
+    const timespec wait{.tv_sec = seconds.count(), .tv_nsec = (left - seconds).count()};
+    if (sigtimedwait(&set, nullptr, &wait) >= 0 || errno != EINTR) return;
+  }
+}
 }  // namespace
 
 void watch_interrupts() {
@@ -44,9 +57,7 @@ void watch_interrupts() {
       sigint_noted = true;
     }
     signal_seen = signal;
-    const int ms = grace_ms;
-    const timespec grace{.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1'000'000};
-    sigtimedwait(&set, nullptr, &grace);
+    wait_for_second(set, std::chrono::milliseconds(grace_ms));
     _exit(interrupt_status());
   }).detach();
 }

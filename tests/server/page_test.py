@@ -5,6 +5,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -93,7 +94,8 @@ class Page(ProgramTest):
         with live.Server(model=live.model_with_chat(self.tmp)) as server:
             browser = subprocess.Popen([program, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
                                         "--disable-dev-shm-usage", f"--user-data-dir={profile.name}", "about:blank"],
-                                       stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+                                       stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                                       start_new_session=True)
             try:
                 line = ""
                 while "DevTools listening on" not in line:
@@ -105,7 +107,7 @@ class Page(ProgramTest):
                 self.use(tab, server)
                 self.assertEqual(tab.problems, [])
             finally:
-                browser.kill()
+                os.killpg(browser.pid, signal.SIGKILL)  # what is started may be a script around the browser
                 browser.wait()
                 browser.stderr.close()
 
