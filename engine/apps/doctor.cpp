@@ -41,10 +41,12 @@ std::vector<std::string> cpu_features() {
   return features;
 }
 
+constexpr int kMostLinkedRanks = 8;  // the GPUs of one host
+
 /// The links between all GPUs, as the ranks of a model use them; empty where there is one device.
 nlohmann::json all_reduce(const Backend& backend, bool& healthy) {
   nlohmann::json rows = nlohmann::json::array();
-  const int ranks = std::min(backend.device_count(), 8);
+  const int ranks = std::min(backend.device_count(), kMostLinkedRanks);
   if (ranks < 2) return rows;
   for (const AllReduceRow& row :
        bench_all_reduce(backend, ranks, 1, {8 << 10, 64 << 10, 256 << 10, 1 << 20, 64 << 20})) {

@@ -176,6 +176,7 @@ void parse_shared(const Fields& fields, GenerationRequest& request) {
   params.top_p = float(fields.number("top_p", 0, 1, 1));
   params.min_p = float(fields.number("min_p", 0, 1, 0));
   params.repeat_penalty = float(fields.number("repetition_penalty", 0, 1000, 1));
+  if (params.repeat_penalty == 0) fields.refuse("repetition_penalty", "must be more than 0");
   params.ignore_eos = fields.boolean("ignore_eos", false);
   params.stop = parse_stop(fields);
   constexpr int64_t kLowest = std::numeric_limits<int64_t>::min(),

@@ -70,148 +70,140 @@ TEST(TokenizeRequests, AreRead) {
   EXPECT_EQ(parse_detokenize_request(R"({"tokens": [1, 2]})").tokens, (std::vector<int32_t>{1, 2}));
 }
 
-struct Refused {
-  const char* body;
-  const char* param;  ///< the error's; "" where none is at fault
-};
+using Parse = GenerationRequest (*)(std::string_view);
 
-void expect_refused(GenerationRequest (&parse)(std::string_view), const Refused& refused) {
+/// `param` is the error's; "" where no field is at fault.
+void expect_refused(Parse parse, const std::string& body, const std::string& param) {
   try {
-    parse(refused.body);
-    ADD_FAILURE() << "accepted: " << refused.body;
+    parse(body);
+    ADD_FAILURE() << "accepted: " << body;
   } catch (const RequestError& error) {
-    EXPECT_EQ(error.status, 400) << refused.body;
-    EXPECT_EQ(error.param, refused.param) << refused.body << ": " << error.what();
-    EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos) << refused.body;
+    EXPECT_EQ(error.status, 400) << body;
+    EXPECT_EQ(error.param, param) << body << ": " << error.what();
+    EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos) << body;
   }
 }
 
-const Refused kBadCompletions[] = {
-    {"", ""},
-    {"{", ""},
-    {"null", ""},
-    {"[]", ""},
-    {"\"text\"", ""},
-    {"{\"prompt\": \"a\"} x", ""},
-    {"{\"prompt\": \"a\", \"prompt\": \"b\"}", ""},
-    {"{'prompt': 'a'}", ""},
-    {"{\"prompt\": \"\xff\"}", ""},
-    {"{\"prompt\": \"\\ud800\"}", ""},
-    {"{\"prompt\": \"a\", \"temperature\": NaN}", ""},
-    {"{\"prompt\": \"a\", \"temperature\": 1e999}", ""},
-    {"{}", "prompt"},
-    {R"({"prompt": null})", "prompt"},
-    {R"({"prompt": 5})", "prompt"},
-    {R"({"prompt": {}})", "prompt"},
-    {R"({"prompt": []})", "prompt"},
-    {R"({"prompt": [true]})", "prompt"},
-    {R"({"prompt": ["a", 1]})", "prompt"},
-    {R"({"prompt": [1, "a"]})", "prompt"},
-    {R"({"prompt": [-1]})", "prompt"},
-    {R"({"prompt": [1.5]})", "prompt"},
-    {R"({"prompt": [3000000000]})", "prompt"},
-    {R"({"prompt": [[1], ["a"]]})", "prompt"},
-    {R"({"prompt": [[1], [[2]]]})", "prompt"},
-    {R"({"prompt": "a", "model": 5})", "model"},
-    {R"({"prompt": "a", "max_tokens": 0})", "max_tokens"},
-    {R"({"prompt": "a", "max_tokens": -5})", "max_tokens"},
-    {R"({"prompt": "a", "max_tokens": 1.5})", "max_tokens"},
-    {R"({"prompt": "a", "max_tokens": "5"})", "max_tokens"},
-    {R"({"prompt": "a", "max_tokens": 99999999999999999999})", "max_tokens"},
-    {R"({"prompt": "a", "max_tokens": true})", "max_tokens"},
-    {R"({"prompt": "a", "temperature": -0.1})", "temperature"},
-    {R"({"prompt": "a", "temperature": 101})", "temperature"},
-    {R"({"prompt": "a", "temperature": "hot"})", "temperature"},
-    {R"({"prompt": "a", "top_p": 0})", "top_p"},
-    {R"({"prompt": "a", "top_p": 1.01})", "top_p"},
-    {R"({"prompt": "a", "top_k": -2})", "top_k"},
-    {R"({"prompt": "a", "top_k": 1.5})", "top_k"},
-    {R"({"prompt": "a", "min_p": 2})", "min_p"},
-    {R"({"prompt": "a", "repetition_penalty": 0})", "repeat_penalty"},
-    {R"({"prompt": "a", "repetition_penalty": -1})", "repetition_penalty"},
-    {R"({"prompt": "a", "n": 0})", "n"},
-    {R"({"prompt": "a", "n": 129})", "n"},
-    {R"({"prompt": "a", "n": 1e3})", "n"},
-    {R"({"prompt": ["a", "b"], "n": 100})", "n"},
-    {R"({"prompt": "a", "stream": 1})", "stream"},
-    {R"({"prompt": "a", "stream": "true"})", "stream"},
-    {R"({"prompt": "a", "stream_options": {}})", "stream_options"},
-    {R"({"prompt": "a", "stream": true, "stream_options": 5})", "stream_options"},
-    {R"({"prompt": "a", "stream": true, "stream_options": {"include_usage": 1}})", "include_usage"},
-    {R"({"prompt": "a", "seed": 1.5})", "seed"},
-    {R"({"prompt": "a", "seed": "x"})", "seed"},
-    {R"({"prompt": "a", "stop": 5})", "stop"},
-    {R"({"prompt": "a", "stop": [5]})", "stop"},
-    {R"({"prompt": "a", "stop": ""})", "stop"},
-    {R"({"prompt": "a", "stop": ["a", ""]})", "stop"},
-    {R"({"prompt": "a", "stop": ["1","2","3","4","5","6","7","8","9","10","11","12","13","14","15","16","17"]})",
-     "stop"},
-    {R"({"prompt": "a", "logprobs": -1})", "logprobs"},
-    {R"({"prompt": "a", "logprobs": 21})", "logprobs"},
-    {R"({"prompt": "a", "logprobs": true})", "logprobs"},
-    {R"({"prompt": "a", "logit_bias": {"5": 1}})", "logit_bias"},
-    {R"({"prompt": "a", "best_of": 5})", "best_of"},
-    {R"({"prompt": "a", "echo": true})", "echo"},
-    {R"({"prompt": "a", "suffix": "b"})", "suffix"},
-    {R"({"prompt": "a", "presence_penalty": 0.5})", "presence_penalty"},
-    {R"({"prompt": "a", "frequency_penalty": -1})", "frequency_penalty"},
-    {R"({"prompt": "a", "use_beam_search": true})", "use_beam_search"},
-    {R"({"prompt": "a", "messages": []})", "messages"},
-    {R"({"prompt": "a", "max_new_tokens": 5})", "max_new_tokens"},
-    {R"({"prompt": "a", "": 5})", ""},
+/// What a field of a request that is good otherwise must not be; the error names it.
+struct BadField {
+  const char* name;
+  std::vector<const char*> values;
 };
 
-const Refused kBadChats[] = {
-    {"{}", "messages"},
-    {R"({"messages": null})", "messages"},
-    {R"({"messages": "hello"})", "messages"},
-    {R"({"messages": []})", "messages"},
-    {R"({"messages": {}})", "messages"},
-    {R"({"messages": ["hello"]})", "messages"},
-    {R"({"messages": [{}]})", "role"},
-    {R"({"messages": [{"role": "user"}]})", "content"},
-    {R"({"messages": [{"role": "user", "content": null}]})", "content"},
-    {R"({"messages": [{"role": "user", "content": 5}]})", "content"},
-    {R"({"messages": [{"role": "king", "content": "a"}]})", "role"},
-    {R"({"messages": [{"role": 5, "content": "a"}]})", "role"},
-    {R"({"messages": [{"role": "user", "content": ["a"]}]})", "content"},
-    {R"({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]})",
-     "type"},
-    {R"({"messages": [{"role": "user", "content": [{"type": "text"}]}]})", "text"},
-    {R"({"messages": [{"role": "user", "content": "a", "name": 5}]})", "name"},
-    {R"({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"id": "x"}]}]})", "tool_calls"},
-    {R"({"messages": [{"role": "user", "content": "a"}], "prompt": "b"})", "prompt"},
-    {R"({"messages": [{"role": "user", "content": "a"}], "max_completion_tokens": 0})",
-     "max_completion_tokens"},
-    {R"({"messages": [{"role": "user", "content": "a"}], "logprobs": 5})", "logprobs"},
-    {R"({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 5})", "top_logprobs"},
-    {R"({"messages": [{"role": "user", "content": "a"}], "logprobs": true, "top_logprobs": 21})",
-     "top_logprobs"},
-    {R"({"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]})", "tools"},
-    {R"({"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_object"}})",
-     "response_format"},
-    {R"({"messages": [{"role": "user", "content": "a"}], "modalities": ["audio"]})", "modalities"},
-};
+void expect_refused(Parse parse, const std::string& good_fields, const std::vector<BadField>& table) {
+  for (const BadField& field : table) {
+    for (const char* value : field.values) {
+      std::string body = "{" + good_fields;
+      if (!good_fields.empty()) body += ", ";
+      expect_refused(parse, body + '"' + field.name + "\": " + value + "}", field.name);
+    }
+  }
+}
+
+const char kGoodPrompt[] = R"("prompt": "a")";
+const char kGoodMessages[] = R"("messages": [{"role": "user", "content": "a"}])";
+
+TEST(Requests, RefuseWhatIsNoObject) {
+  for (const char* body :
+       {"", "{", "null", "[]", "\"text\"", "{\"prompt\": \"a\"} x", "{\"prompt\": \"a\", \"prompt\": \"b\"}",
+        "{'prompt': 'a'}", "{\"prompt\": \"\xff\"}", "{\"prompt\": \"\\ud800\"}",
+        "{\"prompt\": \"a\", \"temperature\": NaN}", "{\"prompt\": \"a\", \"temperature\": 1e999}"}) {
+    expect_refused(parse_completion_request, body, "");
+    expect_refused(parse_chat_request, body, "");
+  }
+}
+
+TEST(Requests, RefuseBadValuesOfSharedFields) {
+  const std::vector<BadField> table = {
+      {"model", {"5"}},
+      {"max_tokens", {"0", "-5", "1.5", R"("5")", "99999999999999999999", "true"}},
+      {"temperature", {"-0.1", "101", R"("hot")"}},
+      {"top_p", {"0", "1.01"}},
+      {"top_k", {"-2", "1.5"}},
+      {"min_p", {"2"}},
+      {"repetition_penalty", {"0", "-1", "1e-60"}},
+      {"n", {"0", "129", "1e3"}},
+      {"stream", {"1", R"("true")"}},
+      {"stream_options", {"{}"}},  // without "stream"
+      {"seed", {"1.5", R"("x")"}},
+      {"stop",
+       {"5", "[5]", R"("")", R"(["a", ""])",
+        R"(["1","2","3","4","5","6","7","8","9","10","11","12","13","14","15","16","17"])"}},
+      {"logit_bias", {R"({"5": 1})"}},
+      {"presence_penalty", {"0.5"}},
+      {"frequency_penalty", {"-1"}},
+      {"use_beam_search", {"true"}},
+      {"max_new_tokens", {"5"}},
+      {"", {"5"}},
+  };
+  expect_refused(parse_completion_request, kGoodPrompt, table);
+  expect_refused(parse_chat_request, kGoodMessages, table);
+  expect_refused(parse_completion_request, std::string(kGoodPrompt) + R"(, "stream": true)",
+                 {{"stream_options", {"5"}}});
+  expect_refused(parse_completion_request,
+                 R"({"prompt": "a", "stream": true, "stream_options": {"include_usage": 1}})",
+                 "include_usage");
+}
 
 TEST(CompletionRequest, RefusesWhatIsWrong) {
-  for (const Refused& refused : kBadCompletions) expect_refused(parse_completion_request, refused);
+  expect_refused(parse_completion_request, "{}", "prompt");
+  expect_refused(parse_completion_request, "",
+                 {{"prompt",
+                   {"null", "5", "{}", "[]", "[true]", R"(["a", 1])", R"([1, "a"])", "[-1]", "[1.5]",
+                    "[3000000000]", R"([[1], ["a"]])", "[[1], [[2]]]"}}});
+  expect_refused(parse_completion_request, kGoodPrompt,
+                 {{"logprobs", {"-1", "21", "true"}},
+                  {"best_of", {"5"}},
+                  {"echo", {"true"}},
+                  {"suffix", {R"("b")"}},
+                  {"messages", {"[]"}}});
+  expect_refused(parse_completion_request, R"({"prompt": ["a", "b"], "n": 100})", "n");
 }
 
 TEST(ChatRequest, RefusesWhatIsWrong) {
-  for (const Refused& refused : kBadChats) expect_refused(parse_chat_request, refused);
+  expect_refused(parse_chat_request, "{}", "messages");
+  expect_refused(parse_chat_request, "", {{"messages", {"null", R"("hello")", "[]", "{}", R"(["hello"])"}}});
+  expect_refused(parse_chat_request, kGoodMessages,
+                 {{"prompt", {R"("b")"}},
+                  {"max_completion_tokens", {"0"}},
+                  {"logprobs", {"5"}},
+                  {"top_logprobs", {"5"}},  // without "logprobs"
+                  {"tools", {R"([{"type": "function"}])"}},
+                  {"response_format", {R"({"type": "json_object"})"}},
+                  {"modalities", {R"(["audio"])"}}});
+  expect_refused(parse_chat_request, std::string(kGoodMessages) + R"(, "logprobs": true)",
+                 {{"top_logprobs", {"21"}}});
+}
+
+TEST(ChatRequest, RefusesBadMessages) {
+  const std::pair<const char*, const char*> table[] = {
+      {"{}", "role"},
+      {R"({"role": "user"})", "content"},
+      {R"({"role": "user", "content": null})", "content"},
+      {R"({"role": "user", "content": 5})", "content"},
+      {R"({"role": "king", "content": "a"})", "role"},
+      {R"({"role": 5, "content": "a"})", "role"},
+      {R"({"role": "user", "content": ["a"]})", "content"},
+      {R"({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]})", "type"},
+      {R"({"role": "user", "content": [{"type": "text"}]})", "text"},
+      {R"({"role": "user", "content": "a", "name": 5})", "name"},
+      {R"({"role": "assistant", "content": "a", "tool_calls": [{"id": "x"}]})", "tool_calls"},
+  };
+  for (const auto& [message, param] : table)
+    expect_refused(parse_chat_request, std::string(R"({"messages": [)") + message + "]}", param);
 }
 
 TEST(Requests, AreBounded) {
   const std::string deep = "{\"prompt\": " + std::string(100'000, '[') + std::string(100'000, ']') + "}";
-  expect_refused(parse_completion_request, {deep.c_str(), ""});
+  expect_refused(parse_completion_request, deep, "");
   std::string many = "{\"prompt\": [1";
   for (int i = 0; i < 1'100'000; ++i) many += ",1";
-  expect_refused(parse_completion_request, {(many + "]}").c_str(), ""});
+  expect_refused(parse_completion_request, many + "]}", "");
   std::string messages = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}";
   for (int i = 0; i < 5000; ++i) messages += ",{\"role\": \"user\", \"content\": \"a\"}";
-  expect_refused(parse_chat_request, {(messages + "]}").c_str(), "messages"});
+  expect_refused(parse_chat_request, messages + "]}", "messages");
   const std::string name = "{\"prompt\": \"a\", \"model\": \"" + std::string(300, 'm') + "\"}";
-  expect_refused(parse_completion_request, {name.c_str(), "model"});
+  expect_refused(parse_completion_request, name, "model");
 }
 
 }  // namespace
