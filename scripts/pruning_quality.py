@@ -19,30 +19,30 @@ ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("magnitude", "wanda", "sparsegpt")
 
 
-def spinfer(program, *arguments):
-    done = subprocess.run([program, *map(str, arguments), "--json", "--device", "cpu", "-t", "4"], capture_output=True,
-                          text=True)
+def spinfer(args, *arguments):
+    done = subprocess.run([args.program, *map(str, arguments), "--json", "--device", "cpu", "-t", str(args.threads)],
+                          capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, arguments))}: {done.stderr.strip()}")
     return json.loads(done.stdout)
 
 
-def measure(program, directory, evaluation, ctx, *more):
-    found = spinfer(program, "perplexity", "-m", directory, "-f", evaluation, "--ctx", ctx, *more)
+def measure(args, directory, evaluation, ctx, *more):
+    found = spinfer(args, "perplexity", "-m", directory, "-f", evaluation, "--ctx", ctx, *more)
     fields = ("ppl", "ppl_error", "tokens", "kl_divergence", "top1_agreement", "rms_delta_p")
     return {field: round(found[field], 5) for field in fields if field in found}
 
 
 def rows_of(args, name, directory, calibration, evaluation, ctx):
-    rows = [{"model": name, "method": "dense", "sparsity": 0, **measure(args.program, directory, evaluation, ctx)}]
+    rows = [{"model": name, "method": "dense", "sparsity": 0, **measure(args, directory, evaluation, ctx)}]
 
     def row(sparsity, method):
         with tempfile.TemporaryDirectory(prefix="pruning-quality-") as folder:
             out = Path(folder) / "pruned"
-            pruned = spinfer(args.program, "prune", "-m", directory, "-o", out, "--method", method, "--sparsity",
+            pruned = spinfer(args, "prune", "-m", directory, "-o", out, "--method", method, "--sparsity",
                              sparsity, "--calibration", calibration, "--calibration-samples", args.samples,
                              "--calibration-length", args.length)
-            compared = measure(args.program, out, evaluation, ctx, "--compare", directory)
+            compared = measure(args, out, evaluation, ctx, "--compare", directory)
         found = {"model": name, "method": method, "sparsity": sparsity, "zeros": round(pruned["sparsity"], 5), **compared}
         print(json.dumps(found), file=sys.stderr, flush=True)
         return found
@@ -69,7 +69,8 @@ def main():
     parser.add_argument("--program", default=str(ROOT / "build" / "spinfer"))
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--jobs", type=int, default=1, help="models measured at once")
+    parser.add_argument("--jobs", type=int, default=1, help="pruned models measured at once")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.3, 0.4, 0.5, 0.6, 0.7])
     args = parser.parse_args()
     rows, models = [], {}
@@ -82,7 +83,9 @@ def main():
               "command": f"spinfer prune --method METHOD --sparsity S --calibration FILE --calibration-samples "
                          f"{args.samples} --calibration-length {args.length}; spinfer perplexity --ctx CTX --compare DENSE",
               "models": models, "rows": rows}
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    head = json.dumps({name: value for name, value in result.items() if name != "rows"}, indent=1)
+    lines = ",\n".join("  " + json.dumps(row) for row in rows)
+    args.output.write_text(f'{head[:-2]},\n "rows": [\n{lines}\n ]\n}}\n')
     print(table(rows))
 
 
