@@ -3,16 +3,12 @@
 #include <algorithm>
 #include <bit>
 
+#include "kernels/token_bucket.h"
+
 namespace spinfer {
 namespace {
 
 constexpr int kContextUnit = 256;
-
-int ladder(int sequences) {
-  const auto up = [&](int step) { return (sequences + step - 1) / step * step; };
-  if (sequences <= 8) return int(std::bit_ceil(unsigned(sequences)));
-  return up(sequences <= 64 ? 8 : sequences <= 256 ? 32 : 64);
-}
 
 }  // namespace
 
@@ -25,7 +21,7 @@ DecodeShape decode_shape(const Batch& batch, int block_size, int most_sequences,
   const int units = (batch.max_context_len + kContextUnit - 1) / kContextUnit;
   const int64_t tokens = int64_t{kContextUnit} * std::bit_ceil(unsigned(units));
   const int64_t blocks = std::min((tokens + block_size - 1) / block_size, most_blocks);
-  return {std::min(ladder(batch.sequences()), most_sequences),
+  return {std::min(token_bucket(batch.sequences()), most_sequences),
           int(std::max<int64_t>(blocks, batch.max_blocks))};
 }
 

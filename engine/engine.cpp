@@ -15,6 +15,7 @@
 #include "engine/request_output.h"
 #include "engine/scheduler.h"
 #include "engine/tensor_parallel.h"
+#include "engine/warm_up.h"
 #include "kernels/check.h"
 #include "kernels/thread_pool.h"
 #include "models/checkpoint_tools.h"
@@ -37,11 +38,12 @@ uint64_t draw_seed(uint64_t engine_seed, RequestId id) {
 }
 
 std::optional<Tokenizer> load_tokenizer(const EngineOptions& options, const ModelConfig& config) {
-  if (options.random_weights || !Tokenizer::present(options.model)) return std::nullopt;
-  return Tokenizer::load(options.model, {.model_type = config.model_type,
-                                         .vocab_size = int32_t(config.vocab_size),
-                                         .bos_id = config.bos_id,
-                                         .eos_ids = config.eos_ids});
+  const std::filesystem::path directory = options.directory();
+  if (!Tokenizer::present(directory)) return std::nullopt;
+  return Tokenizer::load(directory, {.model_type = config.model_type,
+                                     .vocab_size = int32_t(config.vocab_size),
+                                     .bos_id = config.bos_id,
+                                     .eos_ids = config.eos_ids});
 }
 
 /// Adds up the progress of ranks that load at the same time.
@@ -133,11 +135,17 @@ struct Step {
   Clock::time_point start;
   int prefill_tokens = 0;
   int decode_tokens = 0;
-  double host_gap = 0;
+  bool behind_another = false;  ///< when it was queued
+  double host_gap = 0;          ///< otherwise
   Batch batch;
 };
 
 }  // namespace
+
+std::filesystem::path EngineOptions::directory() const {
+  if (!random_weights) return model;
+  return model.has_parent_path() ? model.parent_path() : ".";
+}
 
 struct Engine::State {
   EngineOptions options;
@@ -238,6 +246,7 @@ bool Engine::State::queue_step() {
     if (request.times.first_scheduled == 0) request.times.first_scheduled = seconds_since(request.arrived);
   }
   if (++steps == options.fail_at_step) fail("injected fault in step {}", steps);
+  step.behind_another = !in_flight.empty();
   if (const auto idle_since = std::exchange(device_idle_since, {}))
     step.host_gap = seconds_since(*idle_since);
   on_all([&](Runner& runner) { runner.submit(step.batch); });
@@ -284,7 +293,7 @@ std::vector<RequestUpdate> Engine::State::postprocess(const std::optional<StepRe
     last_step = {.prefill_tokens = step.prefill_tokens,
                  .decode_tokens = step.decode_tokens,
                  .seconds = seconds_since(std::max(step.start, last_collected)),
-                 .host_gap_seconds = step.host_gap};
+                 .host_gap_seconds = step.behind_another ? result->idle_seconds : step.host_gap};
     last_collected = Clock::now();
     // Nobody wants what was queued for requests that have ended since.
     while (requests.empty() && !in_flight.empty() && collect()) in_flight.pop_front();
@@ -383,6 +392,21 @@ std::unique_ptr<Engine> Engine::create(const EngineOptions& options) {
                                        std::move(ranks), plan);
   state->load_seconds = load_seconds;
   return std::unique_ptr<Engine>(new Engine(std::move(state)));
+}
+
+void Engine::warm_up(const std::function<bool()>& go_on) {
+  if (backend_name() == std::string_view("cpu")) return;
+  const MemoryPlan& plan = state_->plan;
+  const auto run = [&](const Batch& batch) {
+    state_->on_all([&](Runner& runner) { runner.submit(batch); });
+    state_->on_all([&](Runner& runner) { runner.collect(); });
+  };
+  for (const WarmUpStep& step : warm_up_steps(plan.limits, plan.max_model_len, plan.block_size)) {
+    if (go_on && !go_on()) return;
+    const Batch batch = warm_up_batch(step, plan.block_size);
+    run(batch);
+    if (is_decode(batch)) run(batch);  // now it is recorded
+  }
 }
 
 Engine::Engine(std::unique_ptr<State> state) : state_(std::move(state)) {}

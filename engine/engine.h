@@ -46,6 +46,9 @@ struct EngineOptions {
   std::function<void(int64_t done, int64_t total)> load_progress;  ///< bytes, summed over ranks
   int64_t fail_at_step = 0;  ///< for tests: this step, counted from 1, fails as if a device had; 0 = none
   const Backend* backend = nullptr;  ///< instead of the one `device` names: for tests
+
+  /// Where config.json and, if there are any, the tokenizer's files lie.
+  std::filesystem::path directory() const;
 };
 
 /// Bytes of the whole engine (sums over ranks unless said).
@@ -86,7 +89,9 @@ struct StepStats {
   int prefill_tokens = 0;
   int decode_tokens = 0;
   double seconds = 0;
-  double host_gap_seconds = 0;  ///< before it was handed to a device that had nothing else to do
+  /// For which the device had nothing to do before it, though there were requests: by the device's own clock
+  /// where the step was queued behind another, else by the host's.
+  double host_gap_seconds = 0;
 };
 
 class Engine {
@@ -94,6 +99,10 @@ class Engine {
   /// Loads everything. Throws `Error`/`UsageError` with one line.
   static std::unique_ptr<Engine> create(const EngineOptions& options);
   ~Engine();
+
+  /// Runs steps of all sizes, so that none is tuned, recorded or allocated for while users wait: seconds on a
+  /// GPU, nothing elsewhere. Before the first request. Ends early where `go_on` says so.
+  void warm_up(const std::function<bool()>& go_on = {});
 
   /// Queues a request. Throws `Error` where it can never run (too long for the model or the cache: with the
   /// numbers; id outside the vocabulary; a parameter out of range). `prompt` must not be empty.

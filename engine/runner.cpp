@@ -78,20 +78,22 @@ void Runner::submit(const Batch& batch) {
   if (graphs_in_use_ && is_decode(batch)) {
     const DecodeShape shape = decode_shape(batch, kv_.block_size, max_seqs_, max_blocks_);
     uploaded = upload(padded(batch, shape, kv_.block_size));
+    results.begin = device_.ops().mark(device_.context());
     run_decode(uploaded.forward, shape);
   } else {
     uploaded = upload(batch);
+    results.begin = device_.ops().mark(device_.context());
     forward(device_, *model_, uploaded.forward, kv_, *workspace_);
   }
   if (shard_.rank == 0 || feeds_tokens_back_) sample(batch, uploaded, results);
   if (shard_.rank == 0) score(batch, uploaded, results);
-  results.mark = device_.ops().mark(device_.context());
+  results.end = device_.ops().mark(device_.context());
 }
 
 StepResult Runner::collect() {
   assert(collected_ < submitted_);
   InFlight& from = in_flight_[collected_++ % kStepsInFlight];
-  device_.ops().wait(device_.context(), from.mark);
+  device_.ops().wait(device_.context(), from.end);
   const auto take = [](const auto& array, int64_t count) {
     return std::vector(array.data(), array.data() + count);
   };
@@ -102,6 +104,8 @@ StepResult Runner::collect() {
   result.top_logprobs = take(from.top_logprobs, from.listed);
   result.score_logprobs = take(from.score_logprobs, from.scores);
   result.score_logits = std::move(from.score_logits);
+  if (last_end_) result.idle_seconds = device_.ops().between(device_.context(), *last_end_, from.begin);
+  last_end_ = from.end;
   return result;
 }
 

@@ -25,6 +25,7 @@ struct StepResult {
   std::vector<float> top_logprobs;    ///< [logprob_rows][top]
   std::vector<float> score_logprobs;  ///< [scores]
   std::vector<float> score_logits;    ///< [scores][vocab], if kept
+  double idle_seconds = 0;  ///< of the device, between the end of the step before and the ops of this one
 };
 
 /// Steps that may be queued and not collected: the GPU works on one while the host prepares the other.
@@ -77,7 +78,7 @@ class Runner {
   };
   /// The results of a step on their way to the host.
   struct InFlight {
-    uint64_t mark = 0;
+    uint64_t begin = 0, end = 0;  ///< marks around the step's ops
     int samples = 0, logprob_rows = 0, scores = 0;
     int64_t listed = 0;               ///< alternatives of all logprob rows
     HostArray<int32_t> ids;           ///< [max_seqs]
@@ -120,6 +121,7 @@ class Runner {
   DeviceArray<float> top_logprobs_;  // [max_seqs][kMaxLogprobs]
   std::array<InFlight, kStepsInFlight> in_flight_;
   uint64_t submitted_ = 0, collected_ = 0;
+  std::optional<uint64_t> last_end_;  // mark of the last step collected
   std::map<DecodeShape, Recorded> recorded_;
 };
 

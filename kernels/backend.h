@@ -42,7 +42,7 @@ struct DeviceInfo {
 enum class OpKind { linear, attention, norm, communication, sampling, other, count_ };
 
 /// Marks that can be outstanding.
-inline constexpr int kMarks = 4;
+inline constexpr int kMarks = 8;
 
 struct Backend {
   const char* name;  ///< "cpu", "cuda"
@@ -84,6 +84,9 @@ struct Backend {
   /// more are set. `wait` throws what `synchronize` throws.
   uint64_t (&mark)(DeviceContext& context);
   void (&wait)(DeviceContext& context, uint64_t mark);
+  /// Seconds of the device from one mark to a later one, both reached and among the last kMarks; 0 where the
+  /// device keeps no time.
+  double (&between)(DeviceContext& context, uint64_t mark, uint64_t later);
 
   /// Records the ops that `body` calls, with the arguments they have, instead of running them. `body` must
   /// have run before, so that nothing needs to be tuned or allocated, and queues ops only.

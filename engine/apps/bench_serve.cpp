@@ -250,7 +250,9 @@ void run_bench_serve(const BenchServeFlags& flags) {
   const Target target = find_target(flags);
   for (const std::string& rate : flags.rates) {
     LoadRun load(flags, target, make_workload(flags.workload, rate, flags.seed));
-    json figures = serving_json(load.run());
+    const ServingRun run = load.run();
+    json figures = serving_json(run);
+    if (flags.workload.samples) figures["samples"] = samples_json(run);
     figures["request_rate"] = rate;
     figures["max_concurrency"] = flags.max_concurrency;
     figures["model"] = target.model;

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <thread>
 #include <unordered_map>
 
@@ -30,6 +31,7 @@ struct ThroughputFlags {
   std::string config;
   double sparsity = 0.6;
   std::string baseline;
+  double duration = 0;
 };
 
 /// Steps that only decode.
@@ -39,20 +41,41 @@ struct DecodeSteps {
   int64_t tokens = 0;
 };
 
+/// While requests wait: neither the first filling of the batch nor the last requests, which run nearly alone,
+/// are what a busy server does.
+struct Saturation {
+  std::optional<double> begin;  ///< when the first request was answered
+  int64_t counted = 0;          ///< tokens since then
+  double seconds = 0;           ///< from then to the last step after which a request waited
+  int64_t tokens = 0;           ///< of that time
+
+  void add(double now, int64_t new_tokens, bool answered, bool waiting) {
+    if (begin) counted += new_tokens;
+    if (!begin && answered) begin = now;
+    if (!begin || !waiting) return;
+    seconds = now - *begin;
+    tokens = counted;
+  }
+};
+
 class ThroughputRun {
  public:
-  ThroughputRun(Engine& engine, std::vector<WorkItem> items, uint64_t seed)
-      : engine_(engine), items_(std::move(items)), seed_(seed) {
+  ThroughputRun(Engine& engine, std::vector<WorkItem> items, const ThroughputFlags& flags, uint64_t seed)
+      : engine_(engine), items_(std::move(items)), flags_(flags), seed_(seed) {
     fit_to_model();
   }
 
   nlohmann::json measure() {
+    start_ = Clock::now();
+    engine_.warm_up();
     warm_up(engine_, {prompt_of(0)});
+    warm_up_seconds_ = seconds();
     const EngineStats before = engine_.stats();
     ProgressBar bar("serving", ProgressUnit::items);
     start_ = Clock::now();
     run_.requests.reserve(items_.size());
     while (next_ < items_.size() || engine_.has_work()) {
+      if (flags_.duration > 0 && seconds() >= flags_.duration) break;
       stop_if_interrupted();
       admit_due();
       if (engine_.has_work()) {
@@ -65,7 +88,10 @@ class ThroughputRun {
       bar.update(int64_t(run_.requests.size()), int64_t(items_.size()));
     }
     run_.seconds = seconds();
-    return figures(before);
+    nlohmann::json json = figures(before);
+    for (const auto& [id, request] : running_) engine_.cancel(id);
+    while (engine_.has_work()) engine_.step();
+    return json;
   }
 
  private:
@@ -120,10 +146,14 @@ class ThroughputRun {
       decode_.seconds += step.seconds;
       decode_.tokens += step.decode_tokens;
     }
+    int64_t tokens = 0;
+    const size_t answered = run_.requests.size();
     for (const RequestUpdate& update : updates) {
       if (update.finish == FinishReason::error) throw Error(update.error);
+      tokens += int64_t(update.new_ids.size());
       take(update, now);
     }
+    saturation_.add(now, tokens, run_.requests.size() > answered, stats.waiting > 0);
   }
 
   void take(const RequestUpdate& update, double now) {
@@ -148,9 +178,15 @@ class ThroughputRun {
     const EngineStats stats = engine_.stats();
     const MemoryReport memory = engine_.memory();
     nlohmann::json json = serving_json(run_);
+    if (flags_.workload.samples) json["samples"] = samples_json(run_);
     double gap = 0;
     for (const double seconds : decode_.gaps) gap += seconds;
     const auto steps = double(std::max<size_t>(1, decode_.gaps.size()));
+    json["warm_up_s"] = warm_up_seconds_;
+    json["unanswered"] = items_.size() - run_.requests.size();
+    json["saturated_s"] = saturation_.seconds;
+    json["saturated_output_throughput"] =
+        saturation_.seconds > 0 ? double(saturation_.tokens) / saturation_.seconds : 0;
     json["preemptions"] = stats.preemptions - before.preemptions;
     json["requests_cut_to_model"] = cut_;
     json["most_running"] = most_running_;
@@ -170,12 +206,15 @@ class ThroughputRun {
 
   Engine& engine_;
   std::vector<WorkItem> items_;
+  const ThroughputFlags& flags_;
   uint64_t seed_;
+  double warm_up_seconds_ = 0;
   size_t next_ = 0;
   int64_t cut_ = 0, most_blocks_ = 0;
   int most_running_ = 0;
   std::unordered_map<RequestId, Running> running_;
   DecodeSteps decode_;
+  Saturation saturation_;
   ServingRun run_;
   Clock::time_point start_;
 };
@@ -196,19 +235,22 @@ nlohmann::json measure(const ThroughputFlags& flags, bool dense) {
     options.load_progress = bar.callback();
     engine = Engine::create(options);
   }
-  return ThroughputRun(*engine, std::move(items), seed).measure();
+  return ThroughputRun(*engine, std::move(items), flags, seed).measure();
 }
 
 std::string table_of(const char* title, const nlohmann::json& figures) {
   return fmt::format(
       "{}: {}decode steps of {:.1f} requests: {:.3f} ms each, of which the device waits {:.4f} ms for the "
       "host ({:.2f} "
-      "%)\n{} preemptions; at most {} running, {} of {} KV blocks used\n",
+      "%)\n{} preemptions; at most {} running, {} of {} KV blocks used\n{:.1f} output tokens/s in the {:.1f} "
+      "s from "
+      "the first answer on in which requests waited\n",
       title, serving_table(figures), figures["decode_batch_mean"].get<double>(),
       figures["decode_step_ms_mean"].get<double>(), figures["host_gap_ms_mean"].get<double>(),
       figures["host_gap_pct"].get<double>(), figures["preemptions"].get<int64_t>(),
       figures["most_running"].get<int>(), figures["kv_blocks_most_used"].get<int64_t>(),
-      figures["kv_blocks"].get<int64_t>());
+      figures["kv_blocks"].get<int64_t>(), figures["saturated_output_throughput"].get<double>(),
+      figures["saturated_s"].get<double>());
 }
 
 void run_throughput(const ThroughputFlags& flags) {
@@ -243,6 +285,11 @@ void add_bench_throughput(CLI::App& bench) {
                       "config.json of a model to fill with random weights, instead of -m");
   command->add_option("--sparsity", flags->sparsity, "zeros in random weights")
       ->check(number_in(0, 1, "0..1"))
+      ->capture_default_str();
+  command
+      ->add_option("--duration", flags->duration,
+                   "stop after this many seconds, answered or not; 0 = when all are answered")
+      ->check(number_in(0, 1e6, "0..1e6"))
       ->capture_default_str();
   command->add_option("--baseline", flags->baseline, "dense: also run the same masked weights dense")
       ->check(CLI::IsMember({"dense"}));

@@ -24,6 +24,8 @@ constexpr int64_t kMaxTemplateBytes = 256 << 10;
 struct ServeFlags {
   CommonFlags common;
   CapacityFlags capacity;
+  std::string config;
+  double sparsity = 0.6;
   std::string host = "127.0.0.1";
   int port = 8080;
   std::string api_key_file;
@@ -56,6 +58,10 @@ ServeOptions serve_options(const ServeFlags& flags) {
   ServeOptions options;
   options.engine = flags.common.engine_options();
   flags.capacity.apply(options.engine);
+  if (!flags.config.empty()) {
+    options.engine.model = flags.config;
+    options.engine.random_weights = flags.sparsity;
+  }
 #ifdef SPINFER_TEST_FAULTS
   options.engine.fail_at_step = fault_step();
 #endif
@@ -65,7 +71,7 @@ ServeOptions serve_options(const ServeFlags& flags) {
   options.http.request_seconds = flags.request_timeout;
   if (!flags.api_key_file.empty()) options.keys = ApiKeys::load(flags.api_key_file);
   options.model_names = flags.names;
-  if (flags.names.empty()) options.model_names = {default_name(flags.common.model)};
+  if (flags.names.empty()) options.model_names = {default_name(options.engine.directory().string())};
   if (!flags.chat_template.empty())
     options.chat_template = read_text_file(flags.chat_template, kMaxTemplateBytes);
   options.max_waiting = flags.max_waiting;
@@ -85,6 +91,7 @@ void say(const ServeFlags& flags, const char* event, const std::string& url, con
 }
 
 void run_serve(const ServeFlags& flags) {
+  check_one_source("serve", !flags.common.model.empty(), !flags.config.empty());
   ServeOptions options = serve_options(flags);
   const std::string name = options.model_names.front();
   // The watchdog of signals must not cut a drain short: what is left to do after it is quick.
@@ -108,8 +115,15 @@ void run_serve(const ServeFlags& flags) {
 void add_serve(CLI::App& app) {
   auto flags = std::make_shared<ServeFlags>();
   CLI::App* command = app.add_subcommand("serve", "HTTP server with OpenAI's API");
-  flags->common.add_to(*command, CommonFlags::Model::required);
+  flags->common.add_to(*command, CommonFlags::Model::optional);
   flags->capacity.add_to(*command);
+  command->add_option(
+      "--config", flags->config,
+      "config.json of a model to fill with random weights, instead of -m: for load tests; the "
+      "tokenizer's files lie beside it");
+  command->add_option("--sparsity", flags->sparsity, "zeros in random weights")
+      ->check(number_in(0, 1, "0..1"))
+      ->capture_default_str();
   command->add_option("--host", flags->host, "address to listen on; 0.0.0.0 = all")
       ->check(not_empty())
       ->capture_default_str();

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
@@ -50,6 +51,18 @@ nlohmann::json serving_json(const ServingRun& run) {
   add_series(figures, kSeries[2][0], itl);
   add_series(figures, kSeries[3][0], e2el);
   return figures;
+}
+
+nlohmann::json samples_json(const ServingRun& run) {
+  const auto rounded = [](double seconds) { return std::round(seconds * 1e6) / 1e3; };
+  nlohmann::json samples;
+  for (const RequestFigures& request : run.requests) {
+    samples["ttft_ms"].push_back(rounded(request.first_token));
+    samples["e2el_ms"].push_back(rounded(request.end));
+    samples["input_tokens"].push_back(request.input_tokens);
+    samples["output_tokens"].push_back(request.output_tokens);
+  }
+  return samples;
 }
 
 std::string serving_table(const nlohmann::json& figures) {

@@ -26,6 +26,8 @@ struct ServingRun {
 /// completed, failed, duration_s, request_throughput, output_throughput, total_token_throughput, and mean_,
 /// median_ and p99_ of ttft_ms, tpot_ms, itl_ms and e2el_ms.
 nlohmann::json serving_json(const ServingRun& run);
+/// The same figures of each request: ttft_ms, e2el_ms, input_tokens, output_tokens, as lists of equal length.
+nlohmann::json samples_json(const ServingRun& run);
 std::string serving_table(const nlohmann::json& figures);
 
 }  // namespace spinfer

@@ -82,6 +82,7 @@ void WorkloadFlags::add_to(CLI::App& command) {
           "CSV with TIMESTAMP, ContextTokens and GeneratedTokens: lengths (and with --request-rate trace "
           "times) of the requests")
       ->check(not_empty());
+  command.add_flag("--samples", samples, "list every request's figures in the JSON too");
 }
 
 CLI::Validator request_rate() {

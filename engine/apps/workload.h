@@ -19,6 +19,7 @@ struct WorkloadFlags {
   int input_len = 256;
   int output_len = 64;
   std::string trace;
+  bool samples = false;  ///< every request in the JSON
 
   void add_to(CLI::App& command);
 };

@@ -84,8 +84,9 @@ struct ApiServer::State {
 // ---- engine → I/O thread
 
 void ApiServer::State::take_model(const Engine& loaded) {
-  auto chat = options.chat_template ? ChatTemplate::with_source(options.engine.model, *options.chat_template)
-                                    : ChatTemplate::load(options.engine.model);
+  const std::filesystem::path directory = options.engine.directory();
+  auto chat = options.chat_template ? ChatTemplate::with_source(directory, *options.chat_template)
+                                    : ChatTemplate::load(directory);
   auto served = std::make_shared<const ServedModel>(loaded, options.model_names, std::move(chat));
   http.post([this, served] {
     model = served;

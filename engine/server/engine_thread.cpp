@@ -146,6 +146,10 @@ void EngineThread::run(const EngineOptions& options, const std::function<void(co
 bool EngineThread::load(const EngineOptions& options, const std::function<void(const Engine&)>& on_ready) {
   try {
     engine_ = Engine::create(options);
+    engine_->warm_up([this] {
+      const std::lock_guard lock(mutex_);
+      return !stopping_;
+    });
     on_ready(*engine_);
     set_status(
         {.state = EngineState::ready, .failure = {}, .stats = engine_->stats(), .memory = engine_->memory()});

@@ -97,6 +97,9 @@ uint64_t mark(DeviceContext&) {
   return 0;
 }
 void wait(DeviceContext&, uint64_t) {}
+double between(DeviceContext&, uint64_t, uint64_t) {
+  return 0;
+}
 
 /// Nothing is queued here, so a recorded body is the body itself.
 DeviceGraph* record(DeviceContext&, const std::function<void()>& body) {
@@ -145,6 +148,7 @@ constinit const Backend table{
     .download_later = download,
     .mark = mark,
     .wait = wait,
+    .between = between,
     .record = record,
     .replay = replay,
     .discard = discard,

@@ -107,6 +107,12 @@ void wait(DeviceContext& opaque, uint64_t mark) {
   context.op_state().wait(context, mark);
 }
 
+double between(DeviceContext& opaque, uint64_t mark, uint64_t later) {
+  Context& context = context_of(opaque);
+  context.activate();
+  return context.op_state().between(mark, later);
+}
+
 void leave_out(DeviceContext& opaque, uint32_t kinds) {
   context_of(opaque).left_out = kinds;
 }
@@ -147,6 +153,7 @@ constinit const Backend table{
     .download_later = download_later,
     .mark = mark,
     .wait = wait,
+    .between = between,
     .record = record,
     .replay = replay,
     .discard = discard,

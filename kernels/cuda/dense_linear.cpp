@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstring>
 #include <map>
 #include <optional>
@@ -15,6 +14,7 @@
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/dense_epilogue.h"
+#include "kernels/token_bucket.h"
 
 namespace spinfer::cuda {
 namespace {
@@ -165,7 +165,7 @@ using Key = std::tuple<int64_t, int64_t, int, Fusion, bool, bool,
                        int>;  // m, k, bucket, fusion, residual, fp32, alignment
 
 Key key_of(const DenseArgs& a) {
-  return {a.m, a.k, dense_bucket(a.n), fusion_of(a), a.residual != nullptr, a.fp32_out, alignment_of(a)};
+  return {a.m, a.k, token_bucket(a.n), fusion_of(a), a.residual != nullptr, a.fp32_out, alignment_of(a)};
 }
 
 /// cublasGemmEx has no epilogue.
@@ -202,6 +202,7 @@ class Tuner {
   Tuner& operator=(const Tuner&) = delete;
 
   Plan tune() {
+    const int screening = launches_of(200, 1, 4), finals = launches_of(2000, 2, 12);
     struct Timed {
       std::optional<cublasLtMatmulAlgo_t> algorithm;
       int index;
@@ -210,9 +211,9 @@ class Tuner {
     std::vector<Timed> timed;
     const auto algorithms = all_candidates();
     for (size_t i = 0; i < algorithms.size(); ++i)
-      if (const auto us = time(algorithms[i], 4)) timed.push_back({algorithms[i], int(i), *us});
+      if (const auto us = time(algorithms[i], screening)) timed.push_back({algorithms[i], int(i), *us});
     if (gemm_ex_can(args_))
-      if (const auto us = time(std::nullopt, 4)) timed.push_back({std::nullopt, -1, *us});
+      if (const auto us = time(std::nullopt, screening)) timed.push_back({std::nullopt, -1, *us});
     check(!timed.empty(), "cuBLAS has no algorithm for {}×{} fp16 with {} tokens", args_.m, args_.k, args_.n);
     const auto faster = [](const Timed& a, const Timed& b) { return a.us < b.us; };
     std::sort(timed.begin(), timed.end(), faster);
@@ -220,7 +221,7 @@ class Tuner {
     if (timed.size() > kFinalists) timed.resize(kFinalists);
     for (Timed& t : timed) {
       std::array<float, 3> runs;
-      for (float& us : runs) us = time(t.algorithm, 12).value_or(t.us);
+      for (float& us : runs) us = time(t.algorithm, finals).value_or(t.us);
       std::sort(runs.begin(), runs.end());
       t.us = runs[1];
     }
@@ -236,12 +237,18 @@ class Tuner {
   }
 
  private:
-  /// cuBLASLt's heuristic offers about eight algorithms a shape. Those it offers for other token counts run
-  /// too, and often faster: all that cuBLASLt accepts for this problem.
+  /// Launches that together take about `us`: products of many tokens are long enough to be timed one by one.
+  int launches_of(double us, int least, int most) const {
+    constexpr double kFlopsPerUs = 5e8;
+    const double each = 2 * double(args_.m) * double(args_.k) * double(args_.n) / kFlopsPerUs;
+    return int(std::clamp(us / each, double(least), double(most)));
+  }
+  /// cuBLASLt's heuristic offers about eight algorithms a shape. Those it offers for other token counts (not
+  /// for far fewer) run too, and often faster: all that cuBLASLt accepts for this problem.
   std::vector<cublasLtMatmulAlgo_t> all_candidates() {
     auto algorithms = problem_.candidates(context_, alignment_of(args_), kHeuristicCandidates);
     for (const int n : {8, 16, 32, 64, 128, 256, 512, 1024, 2048}) {
-      if (n == args_.n || algorithms.size() >= kMaxCandidates) continue;
+      if (n == args_.n || n < args_.n / 8 || algorithms.size() >= kMaxCandidates) continue;
       for (const auto& other :
            LtProblem(args_, n).candidates(context_, alignment_of(args_), kHeuristicCandidates)) {
         const auto same = [&](const cublasLtMatmulAlgo_t& a) {
@@ -295,12 +302,6 @@ size_t dense_scratch_bytes(int64_t m, int n) {
 
 size_t dense_scratch_needed(const DenseArgs& args) {
   return needs_own_epilogue(args) ? dense_scratch_bytes(args.m, args.n) : 0;
-}
-
-int dense_bucket(int n) {
-  if (n <= 64) return n;
-  const int step = int(std::bit_floor(unsigned(n - 1))) / 4;
-  return (n + step - 1) / step * step;
 }
 
 namespace {

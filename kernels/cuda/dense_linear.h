@@ -37,8 +37,7 @@ struct DenseChoice {
 
 /// Runs it on the context's stream. The first call with a shape times the candidates (tens of milliseconds,
 /// some scratch memory), except during graph capture, where the first heuristic is taken and nothing is
-/// remembered. The choice is per (m, k, bucket of n, epilogue, alignment): n up to 64 exactly, above in steps
-/// of a quarter power of two.
+/// remembered. The choice is per (m, k, token_bucket(n), epilogue, alignment).
 void dense_linear(Context& context, const DenseArgs& args);
 /// What `dense_linear` does for this problem, timing it if that has not happened.
 DenseChoice dense_choice(Context& context, const DenseArgs& args);
@@ -47,9 +46,6 @@ DenseChoice dense_choice(Context& context, const DenseArgs& args);
 size_t dense_scratch_bytes(int64_t m, int n);
 /// The same, 0 where cuBLASLt's epilogue does it.
 size_t dense_scratch_needed(const DenseArgs& args);
-
-/// The n whose tuned algorithm serves n tokens.
-int dense_bucket(int n);
 
 /// Algorithms chosen so far; lives in the context.
 class DensePlans {

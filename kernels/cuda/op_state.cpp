@@ -31,8 +31,7 @@ OpState::OpState() {
   staging_ = static_cast<char*>(memory) + sizeof(Fault);
   for (cudaEvent_t& event : part_done_)
     SPINFER_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-  for (cudaEvent_t& event : marks_)
-    SPINFER_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  for (cudaEvent_t& event : marks_) SPINFER_CUDA_CHECK(cudaEventCreate(&event));
 }
 
 OpState::~OpState() {
@@ -70,10 +69,19 @@ uint64_t OpState::mark(Context& context) {
 
 void OpState::wait(Context& context, uint64_t mark) {
   if (group) return drain(context);  // a collective can wait for a rank that never comes
-  check(mark < marked_ && marked_ - mark <= kMarks, "wait for mark {} of {}: {} are kept", mark, marked_,
-        kMarks);
-  SPINFER_CUDA_CHECK(cudaEventSynchronize(marks_[mark % kMarks]));
+  SPINFER_CUDA_CHECK(cudaEventSynchronize(kept(mark)));
   throw_if_fault();
+}
+
+double OpState::between(uint64_t mark, uint64_t later) const {
+  float ms = 0;
+  SPINFER_CUDA_CHECK(cudaEventElapsedTime(&ms, kept(mark), kept(later)));
+  return double(ms) / 1e3;
+}
+
+cudaEvent_t OpState::kept(uint64_t mark) const {
+  check(mark < marked_ && marked_ - mark <= kMarks, "mark {} of {}: {} are kept", mark, marked_, kMarks);
+  return marks_[mark % kMarks];
 }
 
 void OpState::drain(Context& context) {

@@ -29,9 +29,10 @@ class OpState {
   /// Queues a copy to the device; `host` may be reused on return. Waits only where the staging memory is full
   /// of copies that have not run.
   void upload(Context& context, void* device, const void* host, size_t bytes);
-  /// See Backend::mark and Backend::wait.
+  /// See Backend::mark, Backend::wait and Backend::between.
   uint64_t mark(Context& context);
   void wait(Context& context, uint64_t mark);
+  double between(uint64_t mark, uint64_t later) const;
   /// Waits for all queued work. Throws `Error` where the device failed, a kernel reported a fault or the
   /// group was aborted.
   void drain(Context& context);
@@ -48,6 +49,7 @@ class OpState {
 
   char* stage(Context& context, size_t bytes);
   void throw_if_fault();
+  cudaEvent_t kept(uint64_t mark) const;
 
   Fault* fault_ = nullptr;
   char* staging_ = nullptr;  ///< [kParts][kPartBytes], pinned

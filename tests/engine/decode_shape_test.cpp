@@ -49,7 +49,7 @@ TEST(DecodeShape, ClimbsALadder) {
   EXPECT_EQ(shape(3, 256), (DecodeShape{4, 16}));
   EXPECT_EQ(shape(9, 257), (DecodeShape{16, 32}));
   EXPECT_EQ(shape(33, 513), (DecodeShape{40, 64}));
-  EXPECT_EQ(shape(65, 1025), (DecodeShape{96, 128}));
+  EXPECT_EQ(shape(65, 1025), (DecodeShape{80, 128}));
 }
 
 TEST(DecodeShape, StaysWithinTheLimits) {

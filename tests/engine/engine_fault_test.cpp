@@ -53,6 +53,7 @@ Backend faulty_backend(void (&attention)(DeviceContext&, const AttentionArgs&) =
           .download_later = cpu.download_later,
           .mark = cpu.mark,
           .wait = cpu.wait,
+          .between = cpu.between,
           .record = cpu.record,
           .replay = cpu.replay,
           .discard = cpu.discard,

@@ -62,7 +62,8 @@ class Serve(ProgramTest):
         keys = self.file("keys", "sk-x\n")
         with live.Server("--api-key-file", keys, model=live.model_with_chat(self.tmp)) as server:
             lines = self.ok("bench", "serve", "--url", server.url + "/v1", "--api-key-file", keys, "--num-prompts", 10,
-                            "--input-len", 12, "--output-len", 5, "--ignore-eos", "--request-rate", "inf,50", "--json")
+                            "--input-len", 12, "--output-len", 5, "--ignore-eos", "--request-rate", "inf,50", "--samples",
+                            "--json")
             runs = [json.loads(line) for line in lines.splitlines()]
             self.assertEqual([run["request_rate"] for run in runs], ["inf", "50"])
             for run in runs:
@@ -70,6 +71,8 @@ class Serve(ProgramTest):
                 self.assertEqual((run["total_input_tokens"], run["total_output_tokens"]), (120, 50))
                 for name in SERIES:
                     self.assertGreater(run[name], 0, name)
+                self.assertEqual(run["samples"]["output_tokens"], [5] * 10)
+                self.assertAlmostEqual(max(run["samples"]["ttft_ms"]), run["p99_ttft_ms"], delta=0.1 * run["p99_ttft_ms"])
             text = self.ok("bench", "serve", "--url", server.url, "--api-key-file", keys, "--num-prompts", 4,
                            "--input-len", 12, "--output-len", 5, "--endpoint", "chat", "--max-concurrency", 2)
             self.assertIn(b"4 requests answered, 0 failed", text)
