@@ -14,9 +14,6 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
 INDEX = "pytorch_model.bin.index.json"
 SINGLE = "pytorch_model.bin"
 TIED = "lm_head.weight"  # left out where it is the embedding itself
@@ -37,6 +34,8 @@ def bin_files(directory):
 
 
 def tensors_of(path, names):
+    import torch
+
     loaded = torch.load(path, map_location="cpu", weights_only=True)
     seen, tensors = {}, {}
     for name in sorted(names or loaded, key=lambda n: (n == TIED, n)):
@@ -50,6 +49,8 @@ def tensors_of(path, names):
 
 
 def save(tensors, path):
+    from safetensors.torch import save_file
+
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata={"format": "pt"})
     os.replace(partial, path)

@@ -8,11 +8,6 @@ import argparse
 import json
 import pathlib
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
 PANELS = [("ttft_ms", "time to first token, ms"), ("tpot_ms", "time per output token, ms"), ("e2el_ms", "whole request, ms")]
 
 
@@ -28,6 +23,11 @@ def main():
     parser.add_argument("files", nargs="+", type=pathlib.Path)
     parser.add_argument("-o", "--output", type=pathlib.Path, default=pathlib.Path("serving.png"))
     arguments = parser.parse_args()
+
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(1, len(PANELS), figsize=(5 * len(PANELS), 4))
     for path in arguments.files:
         runs = read_runs(path)

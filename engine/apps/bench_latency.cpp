@@ -22,8 +22,7 @@ namespace {
 struct LatencyFlags {
   CommonFlags common;
   CapacityFlags capacity;
-  std::string config;
-  double sparsity = 0.6;
+  ConfigFlags config;
   int input_len = 64;
   int output_len = 256;
   std::vector<int> batch_sizes = {8};
@@ -77,10 +76,7 @@ EngineOptions options_of(const LatencyFlags& flags, bool dense) {
   options.dense = dense;
   options.prefix_caching = false;
   options.max_num_seqs = batch_size;
-  if (!flags.config.empty()) {
-    options.model = flags.config;
-    options.random_weights = flags.sparsity;
-  }
+  flags.config.apply(options);
   if (options.max_model_len == 0) options.max_model_len = flags.input_len + flags.output_len;
   // No step has more tokens than all prompts together.
   options.max_num_batched_tokens =
@@ -170,7 +166,7 @@ void write_csv(const LatencyFlags& flags, const std::vector<Measured>& sparse,
 }
 
 void check_lengths(const LatencyFlags& flags) {
-  const ModelConfig config = load_config(flags.config.empty() ? flags.common.model : flags.config);
+  const ModelConfig config = load_config(flags.config.given() ? flags.config.config : flags.common.model);
   if (int64_t{flags.input_len} + flags.output_len <= config.max_positions) return;
   throw UsageError(
       fmt::format("--input-len {} and --output-len {}: together at most {}, the model's positions",
@@ -178,7 +174,7 @@ void check_lengths(const LatencyFlags& flags) {
 }
 
 void run_latency(const LatencyFlags& flags) {
-  check_one_source("bench latency", !flags.common.model.empty(), !flags.config.empty());
+  flags.config.check_source(flags.common.model);
   check_lengths(flags);
   // One after the other: both at once may not fit.
   const std::vector<Measured> sparse = measure(flags, false);
@@ -200,11 +196,7 @@ void add_bench_latency(CLI::App& bench) {
   flags->common.add_to(*command, CommonFlags::Model::optional);
   flags->capacity.add_to(*command);
   const auto count = whole_number_in(1, 1 << 20);
-  command->add_option("--config", flags->config,
-                      "config.json of a model to fill with random weights, instead of -m");
-  command->add_option("--sparsity", flags->sparsity, "zeros in random weights")
-      ->check(number_in(0, 1, "0..1"))
-      ->capture_default_str();
+  flags->config.add_to(*command, "config.json of a model to fill with random weights, instead of -m");
   command->add_option("--input-len", flags->input_len, "prompt tokens of each request")
       ->check(count)
       ->capture_default_str();

@@ -28,8 +28,7 @@ struct ThroughputFlags {
   CapacityFlags capacity;
   WorkloadFlags workload;
   std::string rate = "inf";
-  std::string config;
-  double sparsity = 0.6;
+  ConfigFlags config;
   std::string baseline;
   double duration = 0;
 };
@@ -223,10 +222,7 @@ nlohmann::json measure(const ThroughputFlags& flags, bool dense) {
   EngineOptions options = flags.common.engine_options();
   flags.capacity.apply(options);
   options.dense = dense;
-  if (!flags.config.empty()) {
-    options.model = flags.config;
-    options.random_weights = flags.sparsity;
-  }
+  flags.config.apply(options);
   const uint64_t seed = flags.common.seed.value_or(0);
   std::vector<WorkItem> items = make_workload(flags.workload, flags.rate, seed);
   std::unique_ptr<Engine> engine;
@@ -254,7 +250,7 @@ std::string table_of(const char* title, const nlohmann::json& figures) {
 }
 
 void run_throughput(const ThroughputFlags& flags) {
-  check_one_source("bench throughput", !flags.common.model.empty(), !flags.config.empty());
+  flags.config.check_source(flags.common.model);
   nlohmann::json document{{"sparse", measure(flags, false)}};
   if (!flags.baseline.empty()) {
     document["dense"] = measure(flags, true);
@@ -281,11 +277,7 @@ void add_bench_throughput(CLI::App& bench) {
                    "requests a second; inf = all at once; trace = as the trace has them")
       ->check(request_rate())
       ->capture_default_str();
-  command->add_option("--config", flags->config,
-                      "config.json of a model to fill with random weights, instead of -m");
-  command->add_option("--sparsity", flags->sparsity, "zeros in random weights")
-      ->check(number_in(0, 1, "0..1"))
-      ->capture_default_str();
+  flags->config.add_to(*command, "config.json of a model to fill with random weights, instead of -m");
   command
       ->add_option("--duration", flags->duration,
                    "stop after this many seconds, answered or not; 0 = when all are answered")

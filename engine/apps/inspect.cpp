@@ -19,13 +19,10 @@
 namespace spinfer {
 namespace {
 
-constexpr double kAssumedSparsity = 0.6;  // of a config without weights
-
 struct InspectFlags {
   CommonFlags common;
   CapacityFlags capacity;
-  std::string config;
-  std::optional<double> sparsity;
+  ConfigFlags config;
   double min_sparsity = 0.3;
   bool plan = false;
   int64_t gpu_memory = 0;
@@ -119,15 +116,13 @@ PlanReport make_plan(const InspectFlags& flags, const CheckpointSummary& summary
 }
 
 void run_inspect(const InspectFlags& flags) {
-  check_one_source("inspect", !flags.common.model.empty(), !flags.config.empty());
-  if (flags.sparsity && flags.config.empty())
-    throw UsageError("--sparsity: only with --config; a directory has its own");
+  flags.config.check_source(flags.common.model);
   if (flags.gpu_memory > 0 && !flags.plan) throw UsageError("--gpu-memory: only with --plan");
   ThreadPool pool(flags.common.threads);
   const CheckpointSummary summary =
-      flags.config.empty()
-          ? summarize_checkpoint(flags.common.model, flags.min_sparsity, pool)
-          : summarize_config(flags.config, flags.sparsity.value_or(kAssumedSparsity), flags.min_sparsity);
+      flags.config.given()
+          ? summarize_config(flags.config.config, flags.config.assumed_sparsity(), flags.min_sparsity)
+          : summarize_checkpoint(flags.common.model, flags.min_sparsity, pool);
   const LinearTotals total = total_of(summary.linears);
   std::optional<PlanReport> plan;
   if (flags.plan) plan = make_plan(flags, summary, total);
@@ -148,11 +143,7 @@ void add_inspect(CLI::App& app) {
       app.add_subcommand("inspect", "what is in a model directory: config, sparsity, bytes dense and packed");
   flags->common.add_to(*command, CommonFlags::Model::optional);
   flags->capacity.add_to(*command);
-  command->add_option("--config", flags->config, "a config.json instead of -m, its linears assumed sparse")
-      ->check(not_empty());
-  command->add_option("--sparsity", flags->sparsity, "what is assumed with --config")
-      ->check(number_in(0, 1, "0..1"))
-      ->default_str(fmt::format("{}", kAssumedSparsity));
+  flags->config.add_to(*command, "a config.json instead of -m, its linears assumed sparse");
   command
       ->add_option("--min-sparsity", flags->min_sparsity,
                    "linears with fewer zeros stay dense, unless they are packed already")

@@ -14,6 +14,9 @@
 #include "models/config.h"
 
 namespace spinfer {
+namespace {
+constexpr double kAssumedSparsity = 0.6;  // of a config without weights
+}
 
 CLI::Validator number_in(double low, double high, const std::string& range, bool low_exclusive) {
   return CLI::Validator(
@@ -43,11 +46,6 @@ CLI::Validator whole_number_in(int64_t low, int64_t high) {
 CLI::Validator not_empty() {
   return CLI::Validator(
       [](std::string& text) -> std::string { return text.empty() ? "must not be empty" : ""; }, "");
-}
-
-void check_one_source(const char* command, bool model_given, bool config_given) {
-  if (model_given == config_given)
-    throw UsageError(fmt::format("{}: give one of -m DIR and --config FILE", command));
 }
 
 void CommonFlags::add_to(CLI::App& command, Model requirement) {
@@ -123,6 +121,28 @@ void CapacityFlags::apply(EngineOptions& options) const {
   options.num_kv_blocks = num_kv_blocks;
   options.block_size = block_size;
   options.prefix_caching = !no_prefix_caching;
+}
+
+void ConfigFlags::add_to(CLI::App& command, const std::string& config_help) {
+  command.add_option("--config", config, config_help)->check(not_empty());
+  command.add_option("--sparsity", sparsity, "zeros assumed with --config")
+      ->check(number_in(0, 1, "0..1"))
+      ->default_str(fmt::format("{}", kAssumedSparsity));
+}
+
+double ConfigFlags::assumed_sparsity() const {
+  return sparsity.value_or(kAssumedSparsity);
+}
+
+void ConfigFlags::check_source(const std::string& model) const {
+  if (given() == !model.empty()) throw UsageError("give one of -m DIR and --config FILE");
+  if (sparsity && !given()) throw UsageError("--sparsity: only with --config; a directory has its own");
+}
+
+void ConfigFlags::apply(EngineOptions& options) const {
+  if (!given()) return;
+  options.model = config;
+  options.random_weights = assumed_sparsity();
 }
 
 std::string read_text(const std::string& path) {

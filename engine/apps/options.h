@@ -46,6 +46,21 @@ struct CapacityFlags {
   void apply(EngineOptions& options) const;
 };
 
+/// A config.json in place of a model directory, its linears assumed to have some share of zeros.
+struct ConfigFlags {
+  std::string config;
+  std::optional<double> sparsity;
+
+  /// `config_help` says what becomes of the config.
+  void add_to(CLI::App& command, const std::string& config_help);
+  bool given() const { return !config.empty(); }
+  double assumed_sparsity() const;
+  /// Throws `UsageError` unless one of -m and --config was given, and --sparsity with --config only.
+  void check_source(const std::string& model) const;
+  /// Random weights for the config, if there is one.
+  void apply(EngineOptions& options) const;
+};
+
 /// Validators for CLI11: a number in [low, high] or (low, high], NaN excluded; a whole number in [low, high].
 /// Nothing but the number may be given. `range` is what the message calls legal.
 CLI::Validator number_in(double low, double high, const std::string& range, bool low_exclusive = false);
@@ -59,9 +74,6 @@ std::string read_text(const std::string& path);
 /// bad item: `UsageError` for a flag's value, `Error` for what a file holds.
 enum class IdSource { flag, file };
 std::vector<int32_t> parse_ids(std::string_view text, std::string_view what, IdSource source);
-
-/// Throws `UsageError` naming both flags unless exactly one of them was given.
-void check_one_source(const char* command, bool model_given, bool config_given);
 
 /// The tokenizer of a model directory, with the hints its config.json gives.
 Tokenizer load_tokenizer(const std::filesystem::path& dir);

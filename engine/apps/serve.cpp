@@ -24,8 +24,7 @@ constexpr int64_t kMaxTemplateBytes = 256 << 10;
 struct ServeFlags {
   CommonFlags common;
   CapacityFlags capacity;
-  std::string config;
-  double sparsity = 0.6;
+  ConfigFlags config;
   std::string host = "127.0.0.1";
   int port = 8080;
   std::string api_key_file;
@@ -58,10 +57,7 @@ ServeOptions serve_options(const ServeFlags& flags) {
   ServeOptions options;
   options.engine = flags.common.engine_options();
   flags.capacity.apply(options.engine);
-  if (!flags.config.empty()) {
-    options.engine.model = flags.config;
-    options.engine.random_weights = flags.sparsity;
-  }
+  flags.config.apply(options.engine);
 #ifdef SPINFER_TEST_FAULTS
   options.engine.fail_at_step = fault_step();
 #endif
@@ -91,7 +87,7 @@ void say(const ServeFlags& flags, const char* event, const std::string& url, con
 }
 
 void run_serve(const ServeFlags& flags) {
-  check_one_source("serve", !flags.common.model.empty(), !flags.config.empty());
+  flags.config.check_source(flags.common.model);
   ServeOptions options = serve_options(flags);
   const std::string name = options.model_names.front();
   // The watchdog of signals must not cut a drain short: what is left to do after it is quick.
@@ -117,13 +113,10 @@ void add_serve(CLI::App& app) {
   CLI::App* command = app.add_subcommand("serve", "HTTP server with OpenAI's API");
   flags->common.add_to(*command, CommonFlags::Model::optional);
   flags->capacity.add_to(*command);
-  command->add_option(
-      "--config", flags->config,
+  flags->config.add_to(
+      *command,
       "config.json of a model to fill with random weights, instead of -m: for load tests; the "
       "tokenizer's files lie beside it");
-  command->add_option("--sparsity", flags->sparsity, "zeros in random weights")
-      ->check(number_in(0, 1, "0..1"))
-      ->capture_default_str();
   command->add_option("--host", flags->host, "address to listen on; 0.0.0.0 = all")
       ->check(not_empty())
       ->capture_default_str();
