@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import signal
 import struct
 import subprocess
@@ -120,7 +119,7 @@ class Interrupt(program.ProgramTest):
 
 class Terminal(program.ProgramTest):
     def test_progress_bars_only_there_and_erased(self):
-        master, slave = pty.openpty()
+        master, slave = self.terminal()
         try:
             arguments = command("prune", "-m", LLAMA, "-o", self.tmp / "out", "--json")
             done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=slave, timeout=60)

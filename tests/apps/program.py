@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import pty
 import subprocess
 import tempfile
 import unittest
@@ -78,6 +79,13 @@ class ProgramTest(unittest.TestCase):
         self.assertLess(len(text), 600, shown)
         for part in [says] if isinstance(says, str) else says:
             self.assertIn(str(part), text, shown)
+
+    def terminal(self):
+        """(master, slave) of a new pseudo-terminal; both are the caller's to close."""
+        try:
+            return pty.openpty()
+        except OSError as error:
+            self.skipTest(f"no pseudo-terminals here (is /dev/pts mounted?): {error}")
 
     def need_assets(self, path=""):
         directory = ASSETS / path

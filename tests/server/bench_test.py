@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import select
 import signal
 import subprocess
@@ -105,7 +104,7 @@ class Chat(ProgramTest):
 
     def test_ctrl_c_stops_the_answer_and_not_the_program(self):
         model = live.model_with_chat(self.tmp)
-        master, slave = pty.openpty()
+        master, slave = self.terminal()
         process = subprocess.Popen(command("chat", "-m", model, "-n", 480, "--ignore-eos", "-t", 1), stdin=slave, stdout=slave,
                                    stderr=slave, start_new_session=True)
         os.close(slave)
