@@ -44,6 +44,7 @@ CalibrationSamples cut_samples(const std::vector<int32_t>& text, std::optional<i
   for (int64_t i = 0; i < windows; ++i) {
     const int64_t begin = windows > 1 ? i * (size - own) / (windows - 1) : 0;
     std::vector<int32_t> sample;
+    sample.reserve(size_t(own) + 1);
     if (bos && length > 1) sample.push_back(*bos);
     sample.insert(sample.end(), text.begin() + begin, text.begin() + begin + own);
     samples.push_back(std::move(sample));
