@@ -11,6 +11,7 @@ import unittest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = os.environ.get("SPINFER_PROGRAM", str(ROOT / "build" / "spinfer"))
 ASSETS = pathlib.Path(os.environ.get("SPINFER_ASSETS", ROOT / ".." / "shared" / "assets"))
+SLOWNESS = float(os.environ.get("SPINFER_SLOWNESS", "1"))  # of the build: its limits are so much longer
 DEMOS = {name: ROOT / "tests" / "data" / name for name in ("demo-llama", "demo-opt")}
 LLAMA, OPT = DEMOS["demo-llama"], DEMOS["demo-opt"]
 VALID_TEXT = ROOT / "tests" / "data" / "demo_valid.txt"
@@ -48,7 +49,8 @@ class ProgramTest(unittest.TestCase):
 
     def run_program(self, *arguments, stdin=b"", timeout=120):
         """The finished process; stdout and stderr are bytes."""
-        return subprocess.run(command(*arguments), input=stdin, capture_output=True, timeout=timeout, cwd=self.tmp)
+        return subprocess.run(command(*arguments), input=stdin, capture_output=True, timeout=timeout * SLOWNESS,
+                              cwd=self.tmp)
 
     def ok(self, *arguments, stdin=b""):
         """stdout of a run that must succeed."""

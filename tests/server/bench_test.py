@@ -115,7 +115,7 @@ class Chat(ProgramTest):
 
         def wait_for(enough, seconds=30):
             nonlocal seen
-            end = time.monotonic() + seconds
+            end = time.monotonic() + seconds * live.SLOWNESS
             while not enough(seen):
                 self.assertLess(time.monotonic(), end, seen)
                 if select.select([master], [], [], 0.2)[0]:

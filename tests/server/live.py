@@ -15,7 +15,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "apps"))
 import program  # noqa: E402
-from program import LLAMA, command  # noqa: E402,F401
+from program import LLAMA, SLOWNESS, command  # noqa: E402,F401
 
 CHAT_TEMPLATE = ("{% for m in messages %}{{ bos_token if loop.first }}{{ m.role }}: {{ m.content|trim }}\n{% endfor %}"
                  "{% if add_generation_prompt %}assistant:{% endif %}")
@@ -65,7 +65,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(by)
         try:
-            status = self.process.wait(timeout)
+            status = self.process.wait(timeout * SLOWNESS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
@@ -80,7 +80,7 @@ class Server:
 
     def request(self, method, path, body=None, headers=None, timeout=60):
         """(status, headers, body bytes)"""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout * SLOWNESS)
         try:
             if body is not None and not isinstance(body, (bytes, str)):
                 body = json.dumps(body)
@@ -116,7 +116,7 @@ class Server:
             if now["spinfer_requests_running"] == now["spinfer_requests_waiting"] == now[
                     'spinfer_kv_blocks{state="used"}'] == 0:
                 return time.monotonic() - start
-            assert time.monotonic() - start < seconds, now
+            assert time.monotonic() - start < seconds * SLOWNESS, now
             time.sleep(0.01)
 
     # ---- sockets
@@ -125,7 +125,7 @@ class Server:
         connection = socket.socket()
         if receive_buffer:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        connection.settimeout(timeout)
+        connection.settimeout(timeout * SLOWNESS)
         connection.connect(("127.0.0.1", self.port))
         return connection
 

@@ -78,7 +78,7 @@ class Tab:
         return result["result"].get("value")
 
     def wait_for(self, script, seconds=60):
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * live.SLOWNESS
         while not self.value(script):
             assert time.monotonic() < end, f"{script}: {self.value('document.body.innerText')}"
             time.sleep(0.1)
