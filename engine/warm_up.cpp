@@ -46,11 +46,11 @@ Batch warm_up_batch(const WarmUpStep& step, int block_size) {
   for (int s = 0; s < step.sequences; ++s) {
     for (int i = 0; i < step.tokens; ++i) {
       batch.token_ids.push_back(0);
-      batch.positions.push_back(int32_t(step.context - step.tokens + i));
+      batch.positions.push_back(i);
       batch.slots.push_back(-1);
     }
     batch.query_start.push_back((s + 1) * step.tokens);
-    batch.context_len.push_back(int32_t(step.context));
+    batch.context_len.push_back(step.tokens);
     batch.logit_rows.push_back((s + 1) * step.tokens - 1);
   }
   batch.max_blocks = int((step.context + block_size - 1) / block_size);

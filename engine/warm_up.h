@@ -9,8 +9,9 @@
 
 namespace spinfer {
 
-/// What a step of the warm-up is made of: `sequences` of `tokens` tokens each, which sample, the last of
-/// `context`. Nothing of it is stored.
+/// What a step of the warm-up is made of: `sequences` of `tokens` tokens each, which sample. Nothing of it is
+/// stored. `context` is the longest sequence it is prepared for; they have no more than their tokens, so that
+/// no time is lost on reading.
 struct WarmUpStep {
   int sequences = 0;
   int tokens = 0;

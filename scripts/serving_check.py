@@ -163,16 +163,19 @@ class Check:
             loud, gone = asyncio.run(disturb(server.port, 100, self.args.vanish_tokens))
             left = asyncio.run(metrics(server.port))
         figures = {"clients": 8, "vanished": gone, "max_tokens": self.args.vanish_tokens}
-        for name, gaps in (("undisturbed", calm), ("among_vanishing", loud)):
-            figures[name] = {"gaps": len(gaps), "median_ms": percentile(gaps, 0.5) * 1e3, "p99_ms": percentile(gaps, 0.99) * 1e3,
-                             "worst_ms": max(gaps) * 1e3}
-        figures["p99_ratio"] = figures["among_vanishing"]["p99_ms"] / figures["undisturbed"]["p99_ms"]
+        for name, streams in (("undisturbed", calm), ("among_vanishing", loud)):
+            series = {"ttft": [times[0] for times in streams], "e2el": [times[-1] for times in streams],
+                      "itl": [b - a for times in streams for a, b in zip(times, times[1:])]}
+            figures[name] = {f"{q}_{key}_ms": round(percentile(values, at) * 1e3, 3) for key, values in series.items()
+                             for q, at in (("median", 0.5), ("p99", 0.99))} | {
+                "e2el_ms": [round(times[-1] * 1e3, 2) for times in streams]}
+        figures["p99_ratio"] = {key: round(figures["among_vanishing"][f"p99_{key}_ms"] / figures["undisturbed"][f"p99_{key}_ms"], 3)
+                                for key in ("ttft", "e2el", "itl")}
         figures["cancelled"] = left.get('spinfer_requests_ended_total{reason="cancelled"}', 0)
         figures["running_after"] = left["spinfer_requests_running"]
         figures["kv_blocks_used_after"] = left['spinfer_kv_blocks{state="used"}']
         self.result["vanish"] = figures
-        self.say(f"P99 between tokens {figures['undisturbed']['p99_ms']:.2f} ms alone, {figures['among_vanishing']['p99_ms']:.2f} "
-                 f"ms while {gone} vanish: {figures['p99_ratio']:.2f} ×")
+        self.say(f"P99 while {gone} vanish, to P99 alone: {figures['p99_ratio']}")
 
     def run(self, parts):
         failed = []
@@ -238,28 +241,28 @@ def prompt_of(seed, tokens):
 
 
 async def stream(port, seed, tokens):
-    """Seconds between the events of one streamed answer, the first of which is not counted."""
+    """When the events of a streamed answer came, in seconds since it was asked for."""
+    begin = time.monotonic()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(post({"prompt": prompt_of(seed, 100), "max_tokens": tokens, "stream": True, "ignore_eos": True}))
     times = []
     while b"[DONE]" not in (line := await reader.readline()):
         if line.startswith(b"data:"):
-            times.append(time.monotonic())
+            times.append(time.monotonic() - begin)
         if not line:
             raise RuntimeError("the stream ended without [DONE]")
     writer.close()
-    return [b - a for a, b in zip(times, times[1:])]
+    return times
 
 
 async def steady_clients(port, enough, tokens):
-    """The gaps of 8 clients that ask again and again until `enough`(rounds asked)."""
+    """The streams of 8 clients that ask again and again until `enough`(rounds asked)."""
     async def client(number):
-        gaps, rounds = [], 0
-        while not enough(rounds):
-            gaps += await stream(port, 1000 * number + rounds, tokens)
-            rounds += 1
-        return gaps
-    return [gap for gaps in await asyncio.gather(*(client(i) for i in range(8))) for gap in gaps]
+        streams = []
+        while not enough(len(streams)):
+            streams.append(await stream(port, 1000 * number + len(streams), tokens))
+        return streams
+    return [times for streams in await asyncio.gather(*(client(i) for i in range(8))) for times in streams]
 
 
 async def vanish_after(port, seed, seconds, streaming):

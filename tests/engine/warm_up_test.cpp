@@ -49,7 +49,9 @@ TEST(WarmUp, CoversEveryDecodeShapeAndBucketWithinTheLimits) {
 TEST(WarmUp, StoresNothing) {
   const Batch batch = warm_up_batch({3, 5, 9}, kBlockSize);
   EXPECT_EQ(batch.slots, std::vector<int32_t>(15, -1));
-  EXPECT_EQ(batch.positions.back(), 8);
+  EXPECT_EQ(batch.positions.back(), 4);
+  EXPECT_EQ(batch.context_len, std::vector<int32_t>(3, 5));
+  EXPECT_EQ(batch.max_context_len, 9);
   EXPECT_EQ(batch.query_start, (std::vector<int32_t>{0, 5, 10, 15}));
   EXPECT_EQ(batch.block_table, std::vector<int32_t>(3, 0));
 }
