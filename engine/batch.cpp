@@ -37,6 +37,7 @@ void append_sample(const Sequence& seq, int last_row, Batch& batch) {
                 .min_p = params.min_p,
                 .repeat_penalty = params.repeat_penalty,
                 .seen_begin = int32_t(batch.seen.size()),
+                .bias_begin = int32_t(batch.biases.size()),
                 .step = uint32_t(seq.output_size()),
                 .seed = seq.seed};
   if (seq.has_penalty()) {
@@ -44,6 +45,8 @@ void append_sample(const Sequence& seq, int last_row, Batch& batch) {
     batch.seen.insert(batch.seen.end(), seen.begin(), seen.end());
   }
   row.seen_end = int32_t(batch.seen.size());
+  batch.biases.insert(batch.biases.end(), params.logit_bias.begin(), params.logit_bias.end());
+  row.bias_end = int32_t(batch.biases.size());
   batch.logit_rows.push_back(last_row);
   batch.sample_ids.push_back(seq.id);
   batch.sample_rows.push_back(row);

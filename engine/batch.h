@@ -29,6 +29,7 @@ struct Batch {
   std::vector<RequestId> sample_ids;   ///< [samples] whose next token row i gives
   std::vector<SampleRow> sample_rows;  ///< [samples]
   std::vector<int32_t> seen;           ///< see SampleRow
+  std::vector<TokenBias> biases;       ///< see SampleRow
   int logprob_rows = 0;                ///< the first sample rows whose log-probabilities are wanted
   int top = 0;                         ///< most alternatives any of them wants
 

@@ -420,6 +420,8 @@ void Engine::State::check_request(const std::vector<int32_t>& prompt, const Samp
     check(token >= 0 && token < config.vocab_size, "token id {}: must be 0 to {}", token,
           config.vocab_size - 1);
   }
+  for (const auto [id, bias] : params.logit_bias)
+    check(id < config.vocab_size, "logit_bias of token {}: must be 0 to {}", id, config.vocab_size - 1);
   check(params.stop.empty() || tokenizer, "stop strings need a tokenizer, and {} has no tokenizer files",
         options.model.string());
   const int64_t length = int64_t(prompt.size()) + params.max_tokens;

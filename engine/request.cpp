@@ -32,6 +32,14 @@ void check_sampling_params(const SamplingParams& p) {
   check(p.min_p >= 0 && p.min_p <= 1, "min_p {}: must be 0 to 1", p.min_p);
   check(p.repeat_penalty > 0 && std::isfinite(p.repeat_penalty), "repeat_penalty {}: must be more than 0",
         p.repeat_penalty);
+  check(p.logit_bias.size() <= size_t(kMaxLogitBiases), "logit_bias of {} tokens: at most {} are possible",
+        p.logit_bias.size(), kMaxLogitBiases);
+  int32_t last = -1;
+  for (const auto [id, bias] : p.logit_bias) {
+    check(id > last, "logit_bias of token {} after that of token {}: ids must rise from 0 on", id, last);
+    check(bias >= -100 && bias <= 100, "logit_bias {} of token {}: must be -100 to 100", bias, id);
+    last = id;
+  }
   check(p.logprobs >= -1 && p.logprobs <= kMaxLogprobs, "logprobs {}: must be 0 to {}", p.logprobs,
         kMaxLogprobs);
   check(p.stop.size() <= size_t(kMaxStopStrings), "{} stop strings: at most {} are possible", p.stop.size(),

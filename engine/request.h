@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/ops.h"
+
 namespace spinfer {
 
 using RequestId = uint64_t;
@@ -13,17 +15,19 @@ using RequestId = uint64_t;
 constexpr int kMaxLogprobs = 128;  ///< alternatives listed per token: bounds the device's lists
 constexpr int kMaxStopStrings = 16;
 constexpr int kMaxStopBytes = 4096;
+constexpr int kMaxLogitBiases = 300;
 
 /// `check_sampling_params` throws `Error` naming the field where a range is left.
 struct SamplingParams {
-  int max_tokens = 128;                ///< ≥ 1; 0 only with prompt_logprobs
-  float temperature = 0.8f;            ///< 0…100; 0 = greedy
-  int top_k = 40;                      ///< ≥ 0; 0 = off
-  float top_p = 0.95f;                 ///< (0, 1]
-  float min_p = 0;                     ///< [0, 1]
-  float repeat_penalty = 1;            ///< > 0
-  std::optional<uint64_t> seed = {};   ///< none: drawn from the engine's seed and the request's number
-  std::vector<std::string> stop = {};  ///< output ends before the first of these; needs a tokenizer
+  int max_tokens = 128;                    ///< ≥ 1; 0 only with prompt_logprobs
+  float temperature = 0.8f;                ///< 0…100; 0 = greedy
+  int top_k = 40;                          ///< ≥ 0; 0 = off
+  float top_p = 0.95f;                     ///< (0, 1]
+  float min_p = 0;                         ///< [0, 1]
+  float repeat_penalty = 1;                ///< > 0
+  std::vector<TokenBias> logit_bias = {};  ///< by rising id; each -100…100; at most kMaxLogitBiases
+  std::optional<uint64_t> seed = {};       ///< none: drawn from the engine's seed and the request's number
+  std::vector<std::string> stop = {};      ///< output ends before the first of these; needs a tokenizer
   bool ignore_eos = false;
   int logprobs = -1;             ///< ≥ 0: log-probability of each new token and of this many alternatives
   bool prompt_logprobs = false;  ///< log-probability of prompt tokens 1…n-1, and RequestUpdate::last_top

@@ -165,22 +165,29 @@ Runner::Uploaded Runner::upload(const Batch& batch) {
   return uploaded;
 }
 
+template <class T>
+const T* Runner::place_list(const std::vector<T>& list, DeviceArray<T>& array) {
+  const int64_t size = int64_t(list.size());
+  if (size == 0) return nullptr;
+  if (size > array.size()) {
+    array = {};
+    array = DeviceArray<T>(device_, std::max<int64_t>(size + size / 2, 4096), MemoryUse::workspace);
+  }
+  array.upload(list.data(), size);
+  return array.data();
+}
+
 void Runner::sample(const Batch& batch, const Uploaded& uploaded, InFlight& results) {
   const int rows = int(batch.sample_rows.size());
   if (rows == 0) return;
   const int vocab = int(model_->config.vocab_size);
-  const int64_t seen = int64_t(batch.seen.size());
-  if (seen > seen_.size()) {
-    seen_ = {};
-    seen_ = DeviceArray<int32_t>(device_, std::max<int64_t>(seen + seen / 2, 4096), MemoryUse::workspace);
-  }
-  seen_.upload(batch.seen.data(), seen);
   device_.ops().sample(device_.context(), {.logits = workspace_->logits.data(),
                                            .n = rows,
                                            .vocab = vocab,
                                            .rows = uploaded.sample_rows,
-                                           .seen = seen ? seen_.data() : nullptr,
-                                           .ids = ids_.data()});
+                                           .seen = place_list(batch.seen, seen_),
+                                           .ids = ids_.data(),
+                                           .biases = place_list(batch.biases, biases_)});
   if (shard_.rank != 0) return;  // the same ids as rank 0's: the logits are the same bits
   results.samples = rows;
   ids_.download_later(results.ids, rows);

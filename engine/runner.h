@@ -95,6 +95,9 @@ class Runner {
   };
 
   Uploaded upload(const Batch& batch);
+  /// `list` on the device, in `array`, which grows with the longest; null where it is empty.
+  template <class T>
+  const T* place_list(const std::vector<T>& list, DeviceArray<T>& array);
   void run_decode(const ForwardBatch& batch, DecodeShape shape);
   void sample(const Batch& batch, const Uploaded& uploaded, InFlight& results);
   void score(const Batch& batch, const Uploaded& uploaded, InFlight& results);
@@ -112,9 +115,10 @@ class Runner {
       kv_arrays_;  // k and v of each layer: [blocks][kv_heads][block_size][head_dim]
   KvCacheView kv_;
 
-  std::vector<int32_t> staging_;     // a step's index arrays, one after the other
-  DeviceArray<int32_t> index_;       // the same on the device
-  DeviceArray<int32_t> seen_;        // grows with the longest list
+  std::vector<int32_t> staging_;  // a step's index arrays, one after the other
+  DeviceArray<int32_t> index_;    // the same on the device
+  DeviceArray<int32_t> seen_;
+  DeviceArray<TokenBias> biases_;
   DeviceArray<int32_t> ids_;         // [max_seqs]
   DeviceArray<float> logprobs_;      // [max_logits]
   DeviceArray<int32_t> top_ids_;     // [max_seqs][kMaxLogprobs]

@@ -139,15 +139,21 @@ struct LogitsArgs {
 /// The id of a row whose logits are unusable.
 inline constexpr int32_t kNoToken = -1;
 
-/// How one row is sampled. Order: repetition penalty → temperature → top-k → top-p → min-p → draw.
+/// Added to a token's logit.
+struct TokenBias {
+  int32_t id;
+  float bias;
+};
+
+/// How one row is sampled. Order: biases → repetition penalty → temperature → top-k → top-p → min-p → draw.
 /// The draw is a function of (seed, step) alone, so it does not depend on what else is in the batch.
-/// In full, with l the penalised logits: w[i] = exp((l[i] - max l) / temperature). top-k keeps the k largest
-/// l (lower id first among equals). top-p walks those from the largest (lower id first among equals) and
-/// keeps the shortest prefix whose sum of w reaches top_p · the sum of all w that top-k kept. min-p then
-/// keeps w ≥ min_p; the largest always stays. The draw walks the kept tokens by ascending id and takes the
-/// first whose running sum of w exceeds sample_uniform(seed, step) · the sum over all kept. A row with NaN or
-/// +infinity, or without any finite logit, cannot be sampled: its id is kNoToken, and only its request
-/// suffers.
+/// In full, with l the biased and penalised logits: w[i] = exp((l[i] - max l) / temperature). top-k keeps the
+/// k largest l (lower id first among equals). top-p walks those from the largest (lower id first among
+/// equals) and keeps the shortest prefix whose sum of w reaches top_p · the sum of all w that top-k kept.
+/// min-p then keeps w ≥ min_p; the largest always stays. The draw walks the kept tokens by ascending id and
+/// takes the first whose running sum of w exceeds sample_uniform(seed, step) · the sum over all kept. A row
+/// with NaN or +infinity, or without any finite logit, cannot be sampled: its id is kNoToken, and only its
+/// request suffers.
 struct SampleRow {
   float temperature = 0;     ///< 0: greedy (lowest id wins a tie)
   int32_t top_k = 0;         ///< 0: off
@@ -156,6 +162,8 @@ struct SampleRow {
   float repeat_penalty = 1;  ///< logits of seen tokens: divided if positive, multiplied if negative
   int32_t seen_begin = 0;    ///< the row's distinct earlier tokens: SampleArgs::seen[seen_begin, seen_end)
   int32_t seen_end = 0;
+  int32_t bias_begin = 0;  ///< of distinct tokens: SampleArgs::biases[bias_begin, bias_end)
+  int32_t bias_end = 0;
   uint32_t step = 0;  ///< index of the token in its output
   uint64_t seed = 0;
 };
@@ -164,13 +172,14 @@ struct SampleArgs {
   const float* logits;  ///< [n][vocab]; not changed
   int n;
   int vocab;
-  const SampleRow* rows;  ///< [n]
-  const int32_t* seen;    ///< see SampleRow; null if no row has a penalty
-  int32_t* ids;           ///< out [n]
+  const SampleRow* rows;              ///< [n]
+  const int32_t* seen;                ///< see SampleRow; null if no row has a penalty
+  int32_t* ids;                       ///< out [n]
+  const TokenBias* biases = nullptr;  ///< see SampleRow; null if no row has any
 };
 
-/// Natural-log probabilities under softmax(logits), before penalties and temperature. A row that cannot be
-/// sampled (see SampleRow) gets NaN for all of them, and the ids 0, 1, ….
+/// Natural-log probabilities under softmax(logits), before biases, penalties and temperature. A row that
+/// cannot be sampled (see SampleRow) gets NaN for all of them, and the ids 0, 1, ….
 struct LogprobsArgs {
   const float* logits;  ///< [n][vocab]
   int n;

@@ -1,6 +1,7 @@
 #include "engine/server/openai_request.h"
 
 #include <algorithm>
+#include <charconv>
 #include <initializer_list>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -29,7 +30,6 @@ constexpr NeutralField kNeutralFields[] = {
     {"function_call", "\"none\""},
     {"functions", "[]"},
     {"length_penalty", "1"},
-    {"logit_bias", "{}"},
     {"min_tokens", "0"},
     {"modalities", "[\"text\"]"},
     {"prediction", "null"},
@@ -53,9 +53,10 @@ constexpr const char* kIgnoredFields[] = {"metadata",
                                           "store",
                                           "user",
                                           "verbosity"};
-constexpr const char* kCommonFields[] = {
-    "ignore_eos", "logprobs", "max_tokens", "min_p",          "model",       "n",     "repetition_penalty",
-    "seed",       "stop",     "stream",     "stream_options", "temperature", "top_k", "top_p"};
+constexpr const char* kCommonFields[] = {"ignore_eos",  "logit_bias", "logprobs", "max_tokens",
+                                         "min_p",       "model",      "n",        "repetition_penalty",
+                                         "seed",        "stop",       "stream",   "stream_options",
+                                         "temperature", "top_k",      "top_p"};
 
 /// Runs `read`; an error gets the name of the field.
 template <class F>
@@ -158,6 +159,25 @@ std::vector<std::string> parse_stop(const Fields& fields) {
   return strings;
 }
 
+/// {"id": bias, …}, the ids as strings.
+std::vector<TokenBias> parse_logit_bias(const Fields& fields) {
+  const json* biases = fields.find("logit_bias");
+  if (!biases) return {};
+  if (!biases->is_object()) fields.refuse("logit_bias", "must be an object of token ids and numbers");
+  std::vector<TokenBias> list;
+  for (const auto& [key, value] : biases->items()) {
+    int32_t id = 0;
+    const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
+    if (error != std::errc() || end != key.data() + key.size() || std::to_string(id) != key)
+      fields.refuse("logit_bias", fmt::format("holds \"{}\", which is no token id", printable(key)));
+    if (!value.is_number())
+      fields.refuse("logit_bias", fmt::format("holds {}, which is no number", printable_value(value)));
+    list.push_back({id, value.get<float>()});
+  }
+  std::ranges::sort(list, {}, &TokenBias::id);
+  return list;
+}
+
 /// What completions and chats share. Ranges are those of `check_sampling_params`, asked at the end.
 void parse_shared(const Fields& fields, GenerationRequest& request) {
   request.model = fields.name("model", "");
@@ -177,6 +197,7 @@ void parse_shared(const Fields& fields, GenerationRequest& request) {
   params.min_p = float(fields.number("min_p", 0, 1, 0));
   params.repeat_penalty = float(fields.number("repetition_penalty", 0, 1000, 1));
   if (params.repeat_penalty == 0) fields.refuse("repetition_penalty", "must be more than 0");
+  params.logit_bias = parse_logit_bias(fields);
   params.ignore_eos = fields.boolean("ignore_eos", false);
   params.stop = parse_stop(fields);
   constexpr int64_t kLowest = std::numeric_limits<int64_t>::min(),

@@ -14,15 +14,23 @@ namespace {
 
 /// Scratch of one thread, [vocab] each.
 struct SampleScratch {
-  float* logits;   ///< penalised copy
+  float* logits;   ///< biased and penalised copy
   float* weights;  ///< exp((logit − max) / temperature)
   int32_t* ids;    ///< token ids, the most probable first as far as they are sorted
 };
 
-/// A copy of the logits with the repetition penalty applied, or the logits themselves where there is none.
-const float* penalised(const SampleArgs& a, const SampleRow& row, const float* logits, float* copy) {
-  if (row.repeat_penalty == 1.0f || row.seen_begin == row.seen_end) return logits;
+/// A copy of the logits with biases and the repetition penalty applied, or the logits themselves where there
+/// are none.
+const float* adjusted(const SampleArgs& a, const SampleRow& row, const float* logits, float* copy) {
+  const bool penalised = row.repeat_penalty != 1.0f && row.seen_begin != row.seen_end;
+  if (!penalised && row.bias_begin == row.bias_end) return logits;
   std::copy_n(logits, a.vocab, copy);
+  for (int32_t i = row.bias_begin; i < row.bias_end; ++i) {
+    const auto [id, bias] = a.biases[i];
+    check(id >= 0 && id < a.vocab, "sample: biased token {} is outside the vocabulary of {}", id, a.vocab);
+    copy[id] += bias;
+  }
+  if (!penalised) return copy;
   for (int32_t i = row.seen_begin; i < row.seen_end; ++i) {
     const int32_t id = a.seen[i];
     check(id >= 0 && id < a.vocab, "sample: seen token {} is outside the vocabulary of {}", id, a.vocab);
@@ -102,7 +110,7 @@ int32_t draw(std::span<const float> weights, float u) {
 
 int32_t sample_row(const SampleArgs& a, int64_t index, const SampleScratch& scratch) {
   const SampleRow& row = a.rows[index];
-  const float* logits = penalised(a, row, a.logits + index * a.vocab, scratch.logits);
+  const float* logits = adjusted(a, row, a.logits + index * a.vocab, scratch.logits);
   const std::optional<float> max = max_logit(logits, a.vocab);
   if (!max) return kNoToken;
   if (row.temperature == 0) return int32_t(std::find(logits, logits + a.vocab, *max) - logits);

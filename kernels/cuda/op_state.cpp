@@ -14,7 +14,7 @@ void throw_fault(const Fault& fault) {
     case FaultKind::embed_id:
       fail("embed: row {} (id and offset) is outside the table of {} rows", fault.value, fault.limit);
     case FaultKind::seen_token:
-      fail("sample: seen token {} is outside the vocabulary of {}", fault.value, fault.limit);
+      fail("sample: seen or biased token {} is outside the vocabulary of {}", fault.value, fault.limit);
     case FaultKind::target_token:
       fail("logprobs: target {} is outside the vocabulary of {}", fault.value, fault.limit);
     case FaultKind::none:

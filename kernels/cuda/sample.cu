@@ -232,10 +232,30 @@ __device__ int draw(SampleShared& s, RowTeam& team, const RowPart& part, float u
   return draw_in_part(s, part, target - before, kept);
 }
 
-/// Applies the repetition penalty to the part's copy.
-__device__ void penalise(const SampleArgs& a, const SampleRow& config, const RowPart& part, float* copy,
-                         Fault* fault) {
+/// Whether the row's logits are not sampled as they are.
+__device__ bool has_biases(const SampleArgs& a, const SampleRow& config) {
+  return a.biases && config.bias_begin != config.bias_end;
+}
+__device__ bool has_penalty(const SampleArgs& a, const SampleRow& config) {
+  return a.seen && config.repeat_penalty != 1.0f && config.seen_begin != config.seen_end;
+}
+
+/// Applies biases and the repetition penalty to the part's copy.
+__device__ void adjust(const SampleArgs& a, const SampleRow& config, const RowPart& part, float* copy,
+                       Fault* fault) {
   __syncthreads();  // the copy is whole before any token is changed
+  if (has_biases(a, config)) {
+    for (int i = config.bias_begin + int(threadIdx.x); i < config.bias_end; i += kRowThreads) {
+      const int id = a.biases[i].id, place = id - part.first;
+      if (id < 0 || id >= a.vocab) {
+        raise_fault(fault, FaultKind::seen_token, int(blockIdx.y), id, a.vocab);
+      } else if (place >= 0 && place < part.count) {
+        copy[place] += a.biases[i].bias;
+      }
+    }
+    __syncthreads();  // the penalty looks at biased logits
+  }
+  if (!has_penalty(a, config)) return;
   for (int i = config.seen_begin + int(threadIdx.x); i < config.seen_end; i += kRowThreads) {
     const int id = a.seen[i], place = id - part.first;
     if (id < 0 || id >= a.vocab) {
@@ -274,7 +294,7 @@ __device__ int sample_row(SampleShared& s, RowTeam& team, const SampleRow& confi
   });
 }
 
-/// `copies`: [n][vocab] for penalised rows where a row has one block and a row may have a penalty, else null.
+/// `copies`: [n][vocab] for changed rows where a row has one block and a row may have changes, else null.
 __global__ void __launch_bounds__(kRowThreads) sample_kernel(SampleArgs a, float* copies, Fault* fault) {
   extern __shared__ __align__(16) float part_copy[];
   __shared__ SampleShared s;
@@ -284,18 +304,18 @@ __global__ void __launch_bounds__(kRowThreads) sample_kernel(SampleArgs a, float
   const int64_t index = blockIdx.y;
   const SampleRow config = a.rows[index];
   RowPart part = part_of(a.logits + index * a.vocab, a.vocab, team);
-  const bool penalised = a.seen && config.repeat_penalty != 1.0f && config.seen_begin != config.seen_end;
+  const bool changed = has_biases(a, config) || has_penalty(a, config);
   float* copy = nullptr;
   if (team.blocks() > 1) {
-    if (penalised || config.temperature != 0) copy = part_copy;
-  } else if (penalised) {
+    if (changed || config.temperature != 0) copy = part_copy;
+  } else if (changed) {
     copy = copies + index * a.vocab;
   }
   uint64_t best = read_part(part, copy);
   if (copy) {
     part.values = copy;
-    if (penalised) {
-      penalise(a, config, part, copy, fault);
+    if (changed) {
+      adjust(a, config, part, copy, fault);
       best = read_part(part, nullptr);
     }
   }
@@ -326,7 +346,7 @@ void sample(DeviceContext& opaque, const SampleArgs& a) {
   SPINFER_CUDA_CHECK(cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                           int(shape.shared_bytes)));
   float* copies = nullptr;
-  if (a.seen && shape.cluster == 1)
+  if ((a.seen || a.biases) && shape.cluster == 1)
     copies = static_cast<float*>(context.workspace(size_t(a.n) * size_t(a.vocab) * sizeof(float)));
   launch(context, "sample", sample_kernel, shape, a, copies, context.op_state().fault());
 }

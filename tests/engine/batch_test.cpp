@@ -60,14 +60,25 @@ TEST(Batch, DecodeAndChunksBecomeFlatArrays) {
 
 TEST(Batch, SampleRowsCarryTheParameters) {
   KvCache kv(8, 4, false);
-  const SamplingParams params{
-      .temperature = 0.7f, .top_k = 5, .top_p = 0.5f, .min_p = 0.1f, .repeat_penalty = 1.5f, .seed = 42};
+  const SamplingParams params{.temperature = 0.7f,
+                              .top_k = 5,
+                              .top_p = 0.5f,
+                              .min_p = 0.1f,
+                              .repeat_penalty = 1.5f,
+                              .logit_bias = {{2, -1}, {5, 4}},
+                              .seed = 42};
+  const Sequence other = make_sequence(kv, 2, {1, 2}, 0, {.logit_bias = {{9, 3}}});
   Sequence sequence = make_sequence(kv, 1, {7, 8, 7}, 3, params);
   sequence.append(9);
   sequence.append(8);
   ASSERT_TRUE(kv.grow(1, 5));
-  const Batch batch = make_batch({.work = {{&sequence, 4, 1, true}}}, kv);
-  const SampleRow& row = batch.sample_rows.at(0);
+  const Batch batch = make_batch({.work = {{&other, 0, 2, true}, {&sequence, 4, 1, true}}}, kv);
+  ASSERT_EQ(batch.biases.size(), 3u);
+  EXPECT_EQ(batch.biases[size_t(batch.sample_rows.at(0).bias_begin)].id, 9);
+  const SampleRow& row = batch.sample_rows.at(1);
+  ASSERT_EQ(row.bias_end - row.bias_begin, 2);
+  EXPECT_EQ(batch.biases[size_t(row.bias_begin)].id, 2);
+  EXPECT_EQ(batch.biases[size_t(row.bias_begin) + 1].bias, 4);
   EXPECT_EQ(row.temperature, 0.7f);
   EXPECT_EQ(row.top_k, 5);
   EXPECT_EQ(row.top_p, 0.5f);

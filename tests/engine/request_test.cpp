@@ -18,6 +18,7 @@ TEST(SamplingParams, DefaultsAndLimitsAreLegal) {
             .top_k = 0,
             .top_p = 1,
             .min_p = 1,
+            .logit_bias = {{0, -100}, {7, 100}},
             .logprobs = kMaxLogprobs,
             .prompt_logprobs = true};
   EXPECT_NO_THROW(check_sampling_params(params));
@@ -46,6 +47,26 @@ TEST(SamplingParams, EachRangeIsCheckedAndNamed) {
       {"min_p", [](auto& p) { p.min_p = NAN; }},
       {"repeat_penalty", [](auto& p) { p.repeat_penalty = 0; }},
       {"repeat_penalty", [](auto& p) { p.repeat_penalty = INFINITY; }},
+      {"logit_bias",
+       [](auto& p) {
+         p.logit_bias = {{-1, 1}};
+       }},
+      {"logit_bias",
+       [](auto& p) {
+         p.logit_bias = {{5, 1}, {5, 2}};
+       }},
+      {"logit_bias",
+       [](auto& p) {
+         p.logit_bias = {{5, 100.5f}};
+       }},
+      {"logit_bias",
+       [](auto& p) {
+         p.logit_bias = {{5, NAN}};
+       }},
+      {"logit_bias",
+       [](auto& p) {
+         for (int id = 0; id <= kMaxLogitBiases; ++id) p.logit_bias.push_back({id, 1});
+       }},
       {"logprobs", [](auto& p) { p.logprobs = kMaxLogprobs + 1; }},
       {"logprobs", [](auto& p) { p.logprobs = -2; }},
       {"stop string",

@@ -16,15 +16,18 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 
 class CpuSample : public CpuOps {
  protected:
-  int32_t sample(const std::vector<float>& logits, SampleRow row, const std::vector<int32_t>& seen = {}) {
+  int32_t sample(const std::vector<float>& logits, SampleRow row, const std::vector<int32_t>& seen = {},
+                 const std::vector<TokenBias>& biases = {}) {
     row.seen_end = int32_t(seen.size());
+    row.bias_end = int32_t(biases.size());
     int32_t id = -7;
     ops_.sample(context_, {.logits = logits.data(),
                            .n = 1,
                            .vocab = int(logits.size()),
                            .rows = &row,
                            .seen = seen.data(),
-                           .ids = &id});
+                           .ids = &id,
+                           .biases = biases.data()});
     return id;
   }
   /// How often each token comes in `draws` steps of one seed.
@@ -102,6 +105,25 @@ TEST_P(CpuSample, GreedyAppliesThePenalty) {
   EXPECT_EQ(sample(logits, {.repeat_penalty = 1.1f}, {1}), 1);        // 5 → 4.5
   EXPECT_EQ(sample({-4, -5, -6}, {.repeat_penalty = 2}, {0}), 1);     // −4 → −8
   EXPECT_EQ(sample({-4, -5, -6}, {.repeat_penalty = 0.5f}, {2}), 2);  // −6 → −3: below 1 it is a reward
+}
+
+TEST_P(CpuSample, BiasesAreAddedBeforeThePenalty) {
+  const std::vector<float> logits = {1, 5, 3};
+  EXPECT_EQ(sample(logits, {}, {}, {{0, 4.5f}}), 0);
+  EXPECT_EQ(sample(logits, {}, {}, {{0, 1}, {1, -3}}), 2);
+  EXPECT_EQ(sample({-1, 2}, {.repeat_penalty = 2}, {0}, {{0, 4}}), 1);  // (−1 + 4) / 2, not −2 + 4
+  Random random(4);
+  std::vector<float> many(500), moved;
+  for (float& l : many) l = random.gaussian(2);
+  moved = many;
+  const std::vector<TokenBias> biases = {{3, 2.5f}, {77, -100}, {499, 100}};
+  for (const auto [id, bias] : biases) moved[size_t(id)] += bias;
+  moved[499] = many[499] = -50;
+  for (uint32_t step = 0; step < 200; ++step) {
+    const SampleRow row{.temperature = 1, .top_k = int32_t(step % 3) * 40, .step = step, .seed = 8};
+    EXPECT_EQ(sample(many, row, {}, {biases[0], biases[1]}), sample(moved, row)) << step;
+    EXPECT_EQ(sample(many, row, {}, biases), 499) << step;
+  }
 }
 
 TEST_P(CpuSample, TopKKeepsExactlyKAndTheLowestIdsOfATie) {
@@ -292,6 +314,7 @@ TEST_P(CpuSample, UnusableLogitsGiveNoTokenAndHarmNoOtherRow) {
   }
   EXPECT_EQ(sample({-kInf, -kInf}, {}), kNoToken);
   EXPECT_THROW(sample({1, 2}, {.repeat_penalty = 2}, {2}), Error);
+  EXPECT_THROW(sample({1, 2}, {}, {}, {{2, 1}}), Error);
 }
 
 }  // namespace

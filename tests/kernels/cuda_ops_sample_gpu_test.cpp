@@ -12,30 +12,39 @@ namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
+/// What rows refer to.
+struct Lists {
+  std::vector<int32_t> seen = {};
+  std::vector<TokenBias> biases = {};
+};
+
 class CudaSample : public CudaOps {
  protected:
   std::vector<int32_t> on_cpu(const std::vector<float>& logits, int vocab, const std::vector<SampleRow>& rows,
-                              const std::vector<int32_t>& seen) {
+                              const Lists& lists) {
     std::vector<int32_t> ids(rows.size(), -7);
     cpu_.ops().sample(cpu_.context(), {.logits = logits.data(),
                                        .n = int(rows.size()),
                                        .vocab = vocab,
                                        .rows = rows.data(),
-                                       .seen = seen.data(),
-                                       .ids = ids.data()});
+                                       .seen = lists.seen.data(),
+                                       .ids = ids.data(),
+                                       .biases = lists.biases.data()});
     return ids;
   }
   std::vector<int32_t> on_device(const std::vector<float>& logits, int vocab,
-                                 const std::vector<SampleRow>& rows, const std::vector<int32_t>& seen = {}) {
+                                 const std::vector<SampleRow>& rows, const Lists& lists = {}) {
     const auto gpu_logits = on_gpu(logits);
     const auto gpu_rows = on_gpu(rows);
-    const auto gpu_seen = on_gpu(seen), ids = on_gpu(std::vector<int32_t>(rows.size(), -7));
+    const auto gpu_seen = on_gpu(lists.seen), ids = on_gpu(std::vector<int32_t>(rows.size(), -7));
+    const auto gpu_biases = on_gpu(lists.biases);
     ops().sample(context(), {.logits = gpu_logits.data(),
                              .n = int(rows.size()),
                              .vocab = vocab,
                              .rows = gpu_rows.data(),
-                             .seen = seen.empty() ? nullptr : gpu_seen.data(),
-                             .ids = ids.data()});
+                             .seen = lists.seen.empty() ? nullptr : gpu_seen.data(),
+                             .ids = ids.data(),
+                             .biases = lists.biases.empty() ? nullptr : gpu_biases.data()});
     const auto result = ids.get();
     const auto after = gpu_logits.get();  // compared as bytes: they may hold NaN
     EXPECT_EQ(std::memcmp(after.data(), logits.data(), logits.size() * sizeof(float)), 0)
@@ -48,7 +57,7 @@ class CudaSample : public CudaOps {
 };
 
 /// Every way to sample, many steps each.
-std::vector<SampleRow> many_rows(Random& random, int count, std::vector<int32_t>& seen, int vocab) {
+std::vector<SampleRow> many_rows(Random& random, int count, Lists& lists, int vocab) {
   std::vector<SampleRow> rows;
   for (int i = 0; i < count; ++i) {
     SampleRow row{.temperature = i % 5 == 0 ? 0.0f : 0.5f + 0.25f * float(i % 4),
@@ -56,11 +65,16 @@ std::vector<SampleRow> many_rows(Random& random, int count, std::vector<int32_t>
                   .top_p = i % 2 ? 0.6f + 0.005f * float(i % 70) : 1.0f,
                   .min_p = i % 7 == 0 ? 0.03f : 0.0f,
                   .repeat_penalty = i % 4 ? 1.0f : 1.3f,
-                  .seen_begin = int32_t(seen.size()),
+                  .seen_begin = int32_t(lists.seen.size()),
+                  .bias_begin = int32_t(lists.biases.size()),
                   .step = uint32_t(i),
                   .seed = uint64_t(1000 + i)};
-    for (int j = 0; j < std::min(i % 6, vocab); ++j) seen.push_back(vocab - 1 - j * std::max(1, vocab / 6));
-    row.seen_end = int32_t(seen.size());
+    for (int j = 0; j < std::min(i % 6, vocab); ++j)
+      lists.seen.push_back(vocab - 1 - j * std::max(1, vocab / 6));
+    for (int j = 0; j < std::min(i % 11, vocab) && i % 3 == 0; ++j)
+      lists.biases.push_back({vocab - 1 - j * std::max(1, vocab / 11), random.gaussian(4)});
+    row.seen_end = int32_t(lists.seen.size());
+    row.bias_end = int32_t(lists.biases.size());
     rows.push_back(row);
   }
   return rows;
@@ -74,9 +88,9 @@ TEST_F(CudaSample, TakesTheCpusTokens) {
     for (float& x : logits) x = random.gaussian(3);
     for (size_t i = 0; i < logits.size(); i += 97) logits[i] = -kInf;
     for (int row = 0; row < n; ++row) logits[size_t(row) * vocab + size_t(random.below(vocab))] = 9;
-    std::vector<int32_t> seen;
-    const auto rows = many_rows(random, n, seen, vocab);
-    const auto want = on_cpu(logits, vocab, rows, seen), got = on_device(logits, vocab, rows, seen);
+    Lists lists;
+    const auto rows = many_rows(random, n, lists, vocab);
+    const auto want = on_cpu(logits, vocab, rows, lists), got = on_device(logits, vocab, rows, lists);
     for (int i = 0; i < n; ++i)
       EXPECT_EQ(got[size_t(i)], want[size_t(i)])
           << "vocabulary " << vocab << " row " << i << " temperature " << rows[size_t(i)].temperature
@@ -121,13 +135,13 @@ TEST_F(CudaSample, DoesNotDependOnTheBatch) {
   constexpr int kRows = 17, kVocab = 5017;
   std::vector<float> logits(kRows * kVocab);
   for (float& x : logits) x = random.gaussian(1);
-  std::vector<int32_t> seen;
-  const auto rows = many_rows(random, kRows, seen, kVocab);
-  const auto batch = on_device(logits, kVocab, rows, seen);
+  Lists lists;
+  const auto rows = many_rows(random, kRows, lists, kVocab);
+  const auto batch = on_device(logits, kVocab, rows, lists);
   for (size_t i = 0; i < kRows; ++i) {
     const std::vector<float> alone(logits.begin() + std::ptrdiff_t(i * kVocab),
                                    logits.begin() + std::ptrdiff_t((i + 1) * kVocab));
-    EXPECT_EQ(on_device(alone, kVocab, {rows[i]}, seen)[0], batch[i]) << i;
+    EXPECT_EQ(on_device(alone, kVocab, {rows[i]}, lists)[0], batch[i]) << i;
   }
 }
 
@@ -149,7 +163,8 @@ TEST_F(CudaSample, RowsThatCannotBeSampledGetNoToken) {
     }
   }
   EXPECT_EQ(one({-kInf, -kInf}, {}), kNoToken);
-  EXPECT_THROW(on_device({1, 2}, 2, {{.repeat_penalty = 2, .seen_end = 1}}, {2}), Error);
+  EXPECT_THROW(on_device({1, 2}, 2, {{.repeat_penalty = 2, .seen_end = 1}}, {.seen = {2}}), Error);
+  EXPECT_THROW(on_device({1, 2}, 2, {{.bias_end = 1}}, {.biases = {{2, 1.0f}}}), Error);
 }
 
 TEST_F(CudaSample, LogprobsOfRowsThatCannotBeSampledAreNan) {

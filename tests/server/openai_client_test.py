@@ -63,6 +63,17 @@ class Session(ProgramTest):
             next(iter(stream))
         self.assertLess(self.server.wait_idle(), 5)
 
+    def test_logit_bias(self):
+        ask = {"model": "demo", "prompt": "The old man", "max_tokens": 4, "temperature": 0}
+        plain = self.client.completions.create(**ask, logprobs=1).choices[0]
+        forced = self.client.completions.create(**ask, logit_bias={"300": 100}).choices[0]
+        self.assertEqual(len(set(forced.text.split())), 1, forced.text)
+        key = {"Authorization": "Bearer sk-test"}
+        ids, known = (self.server.post("/tokenize", {"prompt": text}, headers=key)[1]["tokens"]
+                      for text in ("The old man" + plain.text, "The old man"))
+        banned = self.client.completions.create(**ask, logit_bias={str(ids[len(known)]): -100}).choices[0]
+        self.assertNotEqual(banned.text, plain.text)
+
     def test_errors(self):
         make = self.client.completions.create
         with self.assertRaises(openai.NotFoundError):
@@ -71,8 +82,10 @@ class Session(ProgramTest):
             make(model="demo", prompt="a", max_tokens=5000)
         self.assertEqual(caught.exception.code, "context_length_exceeded")
         with self.assertRaises(openai.BadRequestError) as caught:
-            make(model="demo", prompt="a", logit_bias={"5": 10})
+            make(model="demo", prompt="a", logit_bias={"5": 101})
         self.assertEqual(caught.exception.param, "logit_bias")
+        with self.assertRaises(openai.BadRequestError):
+            make(model="demo", prompt="a", logit_bias={"99999": 1})
         with self.assertRaises(openai.AuthenticationError):
             openai.OpenAI(base_url=self.server.url + "/v1", api_key="sk-wrong", max_retries=0).models.list()
 

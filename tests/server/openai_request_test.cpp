@@ -11,7 +11,8 @@ TEST(CompletionRequest, ReadsEveryField) {
   const GenerationRequest request = parse_completion_request(R"({
     "model": "m", "prompt": "Once", "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1,
     "repetition_penalty": 1.1, "n": 3, "stream": true, "stream_options": {"include_usage": true}, "seed": -4,
-    "stop": ["a", "b"], "logprobs": 2, "ignore_eos": true, "user": "u", "best_of": 3, "echo": false, "logit_bias": {},
+    "stop": ["a", "b"], "logprobs": 2, "ignore_eos": true, "user": "u", "best_of": 3, "echo": false,
+    "logit_bias": {"50": -100, "7": 1.5},
     "suffix": null, "presence_penalty": 0.0})");
   EXPECT_FALSE(request.chat);
   EXPECT_EQ(request.model, "m");
@@ -28,6 +29,10 @@ TEST(CompletionRequest, ReadsEveryField) {
   EXPECT_EQ(request.params.seed, uint64_t(-4));
   EXPECT_EQ(request.params.stop, (std::vector<std::string>{"a", "b"}));
   EXPECT_EQ(request.params.logprobs, 2);
+  ASSERT_EQ(request.params.logit_bias.size(), 2u);
+  EXPECT_EQ(request.params.logit_bias[0].id, 7);
+  EXPECT_FLOAT_EQ(request.params.logit_bias[0].bias, 1.5f);
+  EXPECT_EQ(request.params.logit_bias[1].id, 50);
 }
 
 TEST(CompletionRequest, HasOpenAisDefaults) {
@@ -129,7 +134,9 @@ TEST(Requests, RefuseBadValuesOfSharedFields) {
       {"stop",
        {"5", "[5]", R"("")", R"(["a", ""])",
         R"(["1","2","3","4","5","6","7","8","9","10","11","12","13","14","15","16","17"])"}},
-      {"logit_bias", {R"({"5": 1})"}},
+      {"logit_bias",
+       {"[]", "5", R"({"5": "1"})", R"({"5": 101})", R"({"-1": 1})", R"({"x": 1})", R"({"05": 1})",
+        R"({"": 1})", R"({"3000000000": 1})"}},
       {"presence_penalty", {"0.5"}},
       {"frequency_penalty", {"-1"}},
       {"use_beam_search", {"true"}},
