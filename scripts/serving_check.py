@@ -14,8 +14,9 @@ gap       64 requests that decode together: how long the device waits for the ho
 rates     a server with the cap for each side, loaded over HTTP: first as fast as it can, then at shares of that rate
 vanish    a server that answers steady clients, alone and while a hundred others vanish
 
-OUT/serving.json holds everything but the runs over rates, which are lines of OUT/serving_rates_SIDE.jsonl, as
-scripts/plot_serving.py reads them. A part that fails does not end the others; the exit status is 1 then.
+Each part writes OUT/serving_PART.json; the runs over rates are lines of OUT/serving_rates_SIDE.jsonl, as scripts/plot_serving.py
+reads them. A part that fails does not end the others; the exit status is 1 then. All parts take some two and a half minutes of
+one H200.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +41,12 @@ def percentile(values, q):
     return values[min(len(values) - 1, int(q * len(values)))]
 
 
+def readable(document):
+    """JSON with lists of numbers on one line each."""
+    text = json.dumps(document, indent=1)
+    return re.sub(r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text) + "\n"
+
+
 class Check:
     def __init__(self, args):
         self.args, self.begin = args, time.monotonic()
@@ -46,7 +54,6 @@ class Check:
         rows = args.trace.read_text().splitlines()
         self.trace.write_text("\n".join([rows[0], *rows[1::args.every]]) + "\n")
         self.total_bytes = self.device_bytes()
-        self.result = {**self.environment(), "sparsity": args.sparsity, "trace": args.trace.name, "trace_every": args.every}
         self.best = {}
 
     def device_bytes(self):
@@ -58,7 +65,7 @@ class Check:
 
     def environment(self):
         found = {"commit": os.environ.get("SPINFER_COMMIT", "unknown"), "model": self.args.model,
-                 "command": "scripts/serving_check.py " + " ".join(sys.argv[1:])}
+                 "sparsity": self.args.sparsity, "trace": self.args.trace.name, "trace_every": self.args.every}
         if self.total_bytes:
             out = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
                                  capture_output=True, text=True).stdout
@@ -104,11 +111,11 @@ class Check:
 
     # ---- parts
 
-    def search(self, name, capped, settings):
+    def search(self, name, capped, settings, duration):
         found = {}
         for side in SIDES:
             tried = [self.throughput(side, setting, self.args.prompts, capped, "--trace", self.trace, "--duration",
-                                     self.args.duration, "--samples") for setting in settings]
+                                     duration, "--samples") for setting in settings]
             best = max(tried, key=lambda run: run["saturated_output_throughput"])
             for run in tried:
                 if run is not best:
@@ -120,24 +127,25 @@ class Check:
         found["speedup"] = best["sparse"]["saturated_output_throughput"] / best["dense"]["saturated_output_throughput"]
         found["kv_tokens_ratio"] = best["sparse"]["kv_blocks"] / best["dense"]["kv_blocks"]
         self.say(f"{name}: {found['speedup']:.2f} × the tokens/s, {found['kv_tokens_ratio']:.2f} × the KV tokens")
-        self.result[name] = found
+        return found
 
     def capped(self):
-        self.search("capped", True, self.args.settings)
-        self.result["capped"]["cap_bytes"] = int(self.args.cap_gb * 1e9)
+        return {"cap_bytes": int(self.args.cap_gb * 1e9), **self.search("capped", True, self.args.settings, self.args.duration)}
 
     def full(self):
-        self.search("full", False, self.args.full_settings)
+        return self.search("full", False, self.args.full_settings, self.args.full_duration)
 
     def gap(self):
-        self.result["gap"] = {}
+        found = {}
         for side in SIDES:
             run = self.throughput(side, (64, 2048), 64, False, "--input-len", 64, "--output-len", self.args.gap_tokens)
             self.say(f"{side}: the device waits {run['host_gap_ms_mean']:.4f} ms ({run['host_gap_pct']:.2f} %) before a step, "
                      f"P99 {run['host_gap_ms_p99']:.4f} ms")
-            self.result["gap"][side] = run
+            found[side] = run
+        return found
 
     def rates(self):
+        found = {}
         for side in SIDES:
             with Server(self, side, self.best.get(side, self.args.settings[0])) as server:
                 self.say(f"{side} server ready")
@@ -151,9 +159,10 @@ class Check:
                     run.update(self.environment(), side=side, server=server.command)
             (self.args.out / f"serving_rates_{side}.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
             half = next((run for run in runs if run.get("share_of_saturation") == 0.5), None)
-            self.result.setdefault("rates", {})[side] = {
+            found[side] = {
                 "saturation_requests_per_s": most, "saturation_output_tokens_per_s": runs[0]["output_throughput"],
                 "p99_ttft_ms_at_half": half and half["p99_ttft_ms"], "command": server.command}
+        return found
 
     def vanish(self):
         with Server(self, "sparse", self.best.get("sparse", self.args.settings[0])) as server:
@@ -162,33 +171,33 @@ class Check:
             calm, _ = asyncio.run(disturb(server.port, 0, self.args.vanish_tokens))
             loud, gone = asyncio.run(disturb(server.port, 100, self.args.vanish_tokens))
             left = asyncio.run(metrics(server.port))
-        figures = {"clients": 8, "vanished": gone, "max_tokens": self.args.vanish_tokens}
+        figures = {"clients": 8, "vanished": gone, "max_tokens": self.args.vanish_tokens, "command": server.command}
         for name, streams in (("undisturbed", calm), ("among_vanishing", loud)):
             series = {"ttft": [times[0] for times in streams], "e2el": [times[-1] for times in streams],
                       "itl": [b - a for times in streams for a, b in zip(times, times[1:])]}
             figures[name] = {f"{q}_{key}_ms": round(percentile(values, at) * 1e3, 3) for key, values in series.items()
                              for q, at in (("median", 0.5), ("p99", 0.99))} | {
                 "e2el_ms": [round(times[-1] * 1e3, 2) for times in streams]}
-        figures["p99_ratio"] = {key: round(figures["among_vanishing"][f"p99_{key}_ms"] / figures["undisturbed"][f"p99_{key}_ms"], 3)
-                                for key in ("ttft", "e2el", "itl")}
+        alone, among = figures["undisturbed"], figures["among_vanishing"]
+        figures["p99_ratio"] = {key: round(among[f"p99_{key}_ms"] / alone[f"p99_{key}_ms"], 3) for key in ("ttft", "e2el", "itl")}
         figures["cancelled"] = left.get('spinfer_requests_ended_total{reason="cancelled"}', 0)
         figures["running_after"] = left["spinfer_requests_running"]
         figures["kv_blocks_used_after"] = left['spinfer_kv_blocks{state="used"}']
-        self.result["vanish"] = figures
         self.say(f"P99 while {gone} vanish, to P99 alone: {figures['p99_ratio']}")
+        return figures
 
     def run(self, parts):
-        failed = []
+        passed = True
         for part in parts:
+            begin = time.monotonic()
             try:
-                getattr(self, part)()
+                result = {**self.environment(), **getattr(self, part)(), "seconds": round(time.monotonic() - begin, 1)}
             except Exception as error:  # noqa: BLE001  whatever it is, the other parts still count
-                failed.append(part)
+                passed = False
                 self.say(f"{part} FAILED: {type(error).__name__}: {error}")
-            self.result["seconds"] = round(time.monotonic() - self.begin, 1)
-            self.result["failed_parts"] = failed
-            (self.args.out / "serving.json").write_text(json.dumps(self.result, indent=1) + "\n")
-        return not failed
+                continue
+            (self.args.out / f"serving_{part}.json").write_text(readable(result))
+        return passed
 
 
 class Server:
@@ -256,9 +265,10 @@ async def stream(port, seed, tokens):
 
 
 async def steady_clients(port, enough, tokens):
-    """The streams of 8 clients that ask again and again until `enough`(rounds asked)."""
+    """The streams of 8 clients that ask again and again until `enough`(rounds asked), out of step with each other."""
     async def client(number):
         streams = []
+        await asyncio.sleep(0.05 * number)
         while not enough(len(streams)):
             streams.append(await stream(port, 1000 * number + len(streams), tokens))
         return streams
@@ -279,9 +289,14 @@ async def vanish_after(port, seed, seconds, streaming):
 async def disturb(port, vandals, tokens):
     gone = 0
     steady = asyncio.ensure_future(steady_clients(port, lambda rounds: rounds >= 4 and gone >= vandals, tokens))
-    while gone < vandals:
-        await asyncio.gather(*(vanish_after(port, gone + i, (0, 0.005, 0.03, 0.1)[i % 4], i % 2 == 0) for i in range(4)))
-        gone += 4
+
+    async def vandal():
+        nonlocal gone
+        while gone < vandals:
+            number, gone = gone, gone + 1
+            await vanish_after(port, number, (0, 0.005, 0.03, 0.2)[number % 4], number // 4 % 2 == 0)
+
+    await asyncio.gather(*(vandal() for _ in range(4)))
     return await steady, gone
 
 
@@ -311,14 +326,15 @@ def main():
     parser.add_argument("--sparsity", type=float, default=0.6)
     parser.add_argument("--cap-gb", type=float, default=18)
     parser.add_argument("--every", type=int, default=40)
-    parser.add_argument("--settings", type=settings, default="256x512,256x2048", help="of capped: SEQUENCESxTOKENS,…")
-    parser.add_argument("--full-settings", type=settings, default="64x2048,256x2048", help="of full")
+    parser.add_argument("--settings", type=settings, default="32x512,32x2048", help="of capped: SEQUENCESxTOKENS,…")
+    parser.add_argument("--full-settings", type=settings, default="128x2048", help="of full")
     parser.add_argument("--prompts", type=int, default=480, help="requests of a run of capped or full, all there at once")
-    parser.add_argument("--duration", type=float, default=6, help="seconds of such a run")
+    parser.add_argument("--duration", type=float, default=5, help="seconds of a run of capped")
+    parser.add_argument("--full-duration", type=float, default=11, help="seconds of a run of full")
     parser.add_argument("--gap-tokens", type=int, default=128)
     parser.add_argument("--shares", type=lambda text: list(map(float, text.split(","))), default="0.25,0.5,0.75")
-    parser.add_argument("--rate-prompts", type=int, default=40, help="requests of the run at rate inf")
-    parser.add_argument("--rate-seconds", type=float, default=5, help="of arrivals in each other run of rates")
+    parser.add_argument("--rate-prompts", type=int, default=32, help="requests of the run at rate inf")
+    parser.add_argument("--rate-seconds", type=float, default=4, help="of arrivals in each other run of rates")
     parser.add_argument("--vanish-tokens", type=int, default=96)
     args = parser.parse_args()
     parts = args.only.split(",")
