@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import program
-from program import LLAMA, ROOT, command
+from program import LLAMA, ROOT, SLOWNESS, command
 
 
 class Interrupt(program.ProgramTest):
@@ -16,14 +16,14 @@ class Interrupt(program.ProgramTest):
         """Starts the program, sends it a signal once `when(process)` holds, and returns (status, seconds until the end)."""
         process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=self.tmp)
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 60 * SLOWNESS
             while not when(process):
                 self.assertIsNone(process.poll(), "it ended before it could be interrupted")
                 self.assertLess(time.monotonic(), deadline)
                 time.sleep(0.005)
             start = time.monotonic()
             process.send_signal(by)
-            _, errors = process.communicate(timeout=20)
+            _, errors = process.communicate(timeout=20 * SLOWNESS)
             self.assertEqual(errors, b"")
             return process.returncode, time.monotonic() - start
         finally:
@@ -62,7 +62,7 @@ class Interrupt(program.ProgramTest):
                 self.skipTest("this system's loader does not say what it does")
             process.send_signal(signal.SIGINT)
             process.stderr.read()
-            self.assertEqual(process.wait(timeout=20), 130)
+            self.assertEqual(process.wait(timeout=20 * SLOWNESS), 130)
         finally:
             process.kill()
             process.communicate()
@@ -73,8 +73,8 @@ class Interrupt(program.ProgramTest):
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         start = time.monotonic()
-        self.assertEqual(process.wait(timeout=20), 130)
-        self.assertLess(time.monotonic() - start, 5)
+        self.assertEqual(process.wait(timeout=20 * SLOWNESS), 130)
+        self.assertLess(time.monotonic() - start, 5 * SLOWNESS)
         process.communicate()
 
     def make_large_checkpoint(self):
@@ -122,7 +122,7 @@ class Terminal(program.ProgramTest):
         master, slave = self.terminal()
         try:
             arguments = command("prune", "-m", LLAMA, "-o", self.tmp / "out", "--json")
-            done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=slave, timeout=60)
+            done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=slave, timeout=60 * SLOWNESS)
             os.close(slave)
             slave = None
             shown = b""
@@ -151,7 +151,7 @@ class ClosedPipe(program.ProgramTest):
         try:
             self.assertEqual(len(os.read(process.stdout.fileno(), 1)), 1)
             process.stdout.close()
-            self.assertEqual(process.wait(timeout=20), 0, process.stderr.read())
+            self.assertEqual(process.wait(timeout=20 * SLOWNESS), 0, process.stderr.read())
             self.assertEqual(process.stderr.read(), b"")
         finally:
             process.kill()
@@ -167,20 +167,20 @@ class ClosedPipe(program.ProgramTest):
 
     def test_shell_pipeline(self):
         line = f'"{program.PROGRAM}" generate -m "{LLAMA}" -p The -n 300 | head -c1'
-        done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, timeout=60)
+        done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, timeout=60 * SLOWNESS)
         self.assertEqual((done.returncode, len(done.stdout), done.stderr), (0, 1, b""))
 
     def test_stderr_that_cannot_be_written_is_no_crash(self):
         for line, status in ((f'"{program.PROGRAM}" nope 2>&-', 2),
                              (f'"{program.PROGRAM}" inspect -m nope 2>/dev/full', 1),
                              (f'"{program.PROGRAM}" inspect -m "{LLAMA}" --json >&- 2>&- <&-', 1)):
-            self.assertEqual(subprocess.run(["bash", "-c", line], capture_output=True, timeout=60).returncode, status, line)
+            self.assertEqual(subprocess.run(["bash", "-c", line], capture_output=True, timeout=60 * SLOWNESS).returncode, status, line)
 
     def test_full_disk_is_a_failure(self):
         if not os.path.exists("/dev/full"):
             self.skipTest("/dev/full is not there")
         with open("/dev/full", "wb") as full:
-            done = subprocess.run(command("inspect", "-m", LLAMA), stdout=full, stderr=subprocess.PIPE, timeout=60)
+            done = subprocess.run(command("inspect", "-m", LLAMA), stdout=full, stderr=subprocess.PIPE, timeout=60 * SLOWNESS)
         self.assertEqual(done.returncode, 1)
         self.assertEqual(done.stderr.count(b"\n"), 1)
         self.assertIn(b"No space left", done.stderr)

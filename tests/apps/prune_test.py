@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import program
-from program import LLAMA, OPT, VALID_TEXT, command
+from program import LLAMA, OPT, SLOWNESS, VALID_TEXT, command
 
 SHORT = ("--calibration", VALID_TEXT, "--calibration-samples", 4, "--calibration-length", 128)  # its first 8 KB
 
@@ -62,7 +62,7 @@ class Prune(program.ProgramTest):
 
     def kill_when(self, arguments, done, by):
         process = subprocess.Popen(command(*arguments), cwd=self.tmp, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 60 * SLOWNESS
         while not done() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.001)
         process.send_signal(by)

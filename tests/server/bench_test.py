@@ -135,7 +135,7 @@ class Chat(ProgramTest):
             process.send_signal(signal.SIGINT)
             wait_for(lambda text: b"leaves)" in after(text, b"another"))
             os.write(master, b"\x04")
-            self.assertEqual(process.wait(20), 0)
+            self.assertEqual(process.wait(20 * live.SLOWNESS), 0)
         finally:
             process.kill()
             process.wait()

@@ -10,7 +10,7 @@ import time
 import unittest
 
 import live
-from live import Server, http_post, percentile
+from live import SLOWNESS, Server, http_post, percentile
 from program import ProgramTest
 
 PROMPT = "The old man looked at her and said,"
@@ -29,14 +29,14 @@ class Vanishing(ProgramTest):
                     client.sendall(http_post("/v1/completions", {**LONG, "prompt": prompt, "max_tokens": 300,
                                                                 "stream": streaming}))
                     clients.append(client)
-                deadline = time.monotonic() + 20
+                deadline = time.monotonic() + 20 * SLOWNESS
                 while server.metrics()["spinfer_requests_running"] < 2:
                     self.assertLess(time.monotonic(), deadline)
                 for i, client in enumerate(clients):
                     if i % 3 == 0:  # a reset instead of a clean end
                         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                     client.close()
-                self.assertLess(server.wait_idle(), 5)
+                self.assertLess(server.wait_idle(), 5 * SLOWNESS)
             metrics = server.metrics()
             self.assertEqual(metrics['spinfer_requests_ended_total{reason="cancelled"}'], 100)
             self.assertEqual(metrics["spinfer_http_connections"], 1)
@@ -123,11 +123,11 @@ class Dawdlers(ProgramTest):
             client = server.connect(receive_buffer=2048)
             client.sendall(http_post("/v1/completions", {**LONG, "n": 64, "stream": True, "logprobs": 20,
                                                          "max_tokens": 400}))
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 60 * SLOWNESS
             while server.metrics()["spinfer_http_given_up_total"] == 0:
                 self.assertLess(time.monotonic(), deadline)
                 time.sleep(0.05)
-            self.assertLess(server.wait_idle(), 5)
+            self.assertLess(server.wait_idle(), 5 * SLOWNESS)
             client.close()
 
     def test_who_sends_too_much_ahead_is_given_up(self):
@@ -210,14 +210,14 @@ class Faults(ProgramTest):
         self.assertEqual(status, 503)
         self.assertIn(b"injected fault", text)
         self.assertEqual(server.post("/v1/completions", {"prompt": "a"})[0], 503)
-        self.assertEqual(server.process.wait(20), 1)
+        self.assertEqual(server.process.wait(20 * SLOWNESS), 1)
         self.assertEqual(server.stop(), 1)
         self.assertIn("injected fault in step 10", server.stderr())
 
 
 class TheEnd(ProgramTest):
     def test_sigterm_lets_running_requests_finish(self):
-        server = Server("--deterministic")
+        server = Server("--deterministic", "--drain-timeout", 30 * SLOWNESS)
         body = {"prompt": PROMPT, "max_tokens": 300, "temperature": 0, "ignore_eos": True}
         expected = server.complete(**body)["choices"][0]["text"]
         answers = []
@@ -234,7 +234,7 @@ class TheEnd(ProgramTest):
         for pause in (signal.SIGSTOP, signal.SIGCONT):
             time.sleep(0.05)
             server.process.send_signal(pause)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 10 * SLOWNESS
         with self.assertRaises(OSError):  # soon nobody is let in any more
             while time.monotonic() < deadline:
                 server.connect(timeout=2).close()
@@ -251,7 +251,7 @@ class TheEnd(ProgramTest):
             else:
                 self.assertEqual(json.loads(text)["choices"][0]["text"], expected)
         idle.close()
-        self.assertEqual(server.process.wait(20), 0)
+        self.assertEqual(server.process.wait(20 * SLOWNESS), 0)
         server.stop()
 
     def test_sigterm_cuts_off_what_takes_too_long(self):
@@ -265,7 +265,7 @@ class TheEnd(ProgramTest):
             pass
         start = time.monotonic()
         self.assertEqual(server.stop(), 0)
-        self.assertLess(time.monotonic() - start, 8)
+        self.assertLess(time.monotonic() - start, 8 * SLOWNESS)
         for client in clients:
             client.join()
         self.assertEqual(len(answers), 4)
@@ -279,7 +279,7 @@ class TheEnd(ProgramTest):
         time.sleep(0.3)
         start = time.monotonic()
         self.assertEqual(server.stop(signal.SIGINT), 130)
-        self.assertLess(time.monotonic() - start, 15)
+        self.assertLess(time.monotonic() - start, 15 * SLOWNESS)
         client.close()
 
     def test_while_loading_it_says_so_and_can_be_stopped(self):
