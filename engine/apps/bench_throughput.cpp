@@ -194,6 +194,7 @@ class ThroughputRun {
     json["kv_bytes"] = memory.kv_bytes;
     json["weights_bytes"] = memory.weights_bytes;
     json["peak_bytes"] = memory.peak_bytes;
+    json["driver_bytes"] = memory.driver_bytes;
     json["decode_steps"] = decode_.gaps.size();
     json["decode_batch_mean"] = double(decode_.tokens) / steps;
     json["decode_step_ms_mean"] = decode_.seconds / steps * 1e3;
