@@ -47,7 +47,7 @@ def main():
     right.invert_yaxis()
     right.set_xlabel("MB")
     right.set_ylabel("layer")
-    right.legend()
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     total = report["total"]
     figure.suptitle(f"{report['architecture']}: {100 * total['sparsity']:.1f} % zeros, linears "
                     f"{total['dense_bytes'] / 1e6:.2f} → {total['packed_bytes'] / 1e6:.2f} MB")
