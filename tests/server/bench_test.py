@@ -30,6 +30,16 @@ class Throughput(ProgramTest):
             self.assertGreaterEqual(figures["p99_ttft_ms"], figures["median_ttft_ms"])
         self.assertGreater(done["speedup"], 0)
 
+    def test_a_time_limit(self):
+        figures = self.json("bench", "throughput", "-m", LLAMA, "--num-prompts", 5000, "--input-len", 10, "--output-len", 30,
+                            "--max-num-seqs", 4, "--duration", 1)["sparse"]
+        self.assertGreater(figures["completed"], 0)
+        self.assertEqual(figures["completed"] + figures["unanswered"], 5000)
+        self.assertLess(figures["duration_s"], 5)
+        self.assertLess(0, figures["saturated_s"])
+        self.assertLess(figures["saturated_s"], figures["duration_s"])
+        self.assertGreater(figures["saturated_output_throughput"], 0)
+
     def test_a_trace_and_its_times(self):
         trace = self.file("trace.csv", TRACE)
         figures = self.json("bench", "throughput", "-m", LLAMA, "--trace", trace, "--request-rate", "trace")["sparse"]
@@ -76,6 +86,14 @@ class Serve(ProgramTest):
                            "--input-len", 12, "--output-len", 5, "--endpoint", "chat", "--max-concurrency", 2)
             self.assertIn(b"4 requests answered, 0 failed", text)
             self.refused(1, ["bench", "serve", "--url", server.url], says="status 401")
+
+    def test_against_random_weights(self):
+        with live.Server("--config", LLAMA / "config.json", "--sparsity", 0, model=None) as server:
+            run = self.json("bench", "serve", "--url", server.url, "--num-prompts", 3, "--input-len", 5, "--output-len", 4,
+                            "--ignore-eos")
+            self.assertEqual((run["completed"], run["failed"]), (3, 0), run)
+            self.assertEqual(server.stop(), 0)
+        self.refused(2, ["serve", "-m", LLAMA, "--config", LLAMA / "config.json"])
 
     def test_bad_urls(self):
         for status, url in ((2, "https://a"), (2, "ftp://a"), (2, "http://"), (2, "http://a:x"), (1, "http://127.0.0.1:1"),

@@ -35,7 +35,7 @@ class Server:
 
     def __init__(self, *arguments, model=LLAMA, env=None, ready=True):
         self.process = subprocess.Popen(
-            command("serve", "-m", model, "--port", 0, "--json", "-t", 2, *arguments), stdout=subprocess.PIPE,
+            command("serve", *(("-m", model) if model else ()), "--port", 0, "--json", "-t", 2, *arguments), stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env={**os.environ, **(env or {})})
         self.errors = []
         self.reader = threading.Thread(target=lambda: self.errors.extend(self.process.stderr), daemon=True)
