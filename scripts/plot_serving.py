@@ -15,7 +15,13 @@ def read_runs(path):
     runs = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     if not runs:
         raise SystemExit(f"{path}: holds no runs")
-    return sorted(runs, key=lambda run: run["request_throughput"])
+    return sorted(runs, key=lambda run: (run["request_rate"] == "inf", rate_of(run)))
+
+
+def rate_of(run):
+    """Requests a second that were asked; answered, where all came at once or as a trace has them."""
+    asked = run["request_rate"]
+    return run["request_throughput"] if asked in ("inf", "trace") else float(asked)
 
 
 def main():
@@ -31,12 +37,12 @@ def main():
     figure, axes = plt.subplots(1, len(PANELS), figsize=(5 * len(PANELS), 4))
     for path in arguments.files:
         runs = read_runs(path)
-        rates = [run["request_throughput"] for run in runs]
+        rates = [rate_of(run) for run in runs]
         for axis, (name, _) in zip(axes, PANELS):
             line, = axis.plot(rates, [run[f"median_{name}"] for run in runs], "o-", label=f"{path.stem}, median")
             axis.plot(rates, [run[f"p99_{name}"] for run in runs], "o--", color=line.get_color(), label=f"{path.stem}, P99")
     for axis, (_, title) in zip(axes, PANELS):
-        axis.set(title=title, xlabel="requests answered a second", yscale="log")
+        axis.set(title=title, xlabel="requests a second", yscale="log")
         axis.grid(True, which="both", alpha=0.3)
         axis.legend(fontsize=8)
     figure.tight_layout()
