@@ -14,7 +14,7 @@ gap       64 requests that decode together: how long the device waits for the ho
 rates     a server with the cap for each side, loaded over HTTP: first as fast as it can, then at shares of that rate
 vanish    a server that answers steady clients, alone and while a hundred others vanish
 
-Each part writes OUT/serving_PART.json, but rates the lines of OUT/serving_rates_SIDE.jsonl, as scripts/plot_serving.py reads
+Each part writes OUT/serving_PART.json (of capped with the memory in its name), but rates the lines of OUT/serving_rates_SIDE.jsonl, as scripts/plot_serving.py reads
 them. A part that fails does not end the others; the exit status is 1 then. All parts take some two and a half minutes of
 one H200.
 """
@@ -193,7 +193,8 @@ class Check:
                 continue
             if found:
                 result = {**self.environment(), **found, "seconds": round(time.monotonic() - begin, 1)}
-                (self.args.out / f"serving_{part}.json").write_text(readable(result))
+                name = f"capped_{self.args.cap_gb:g}gb" if part == "capped" else part
+                (self.args.out / f"serving_{name}.json").write_text(readable(result))
         return passed
 
 
