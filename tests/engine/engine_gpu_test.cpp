@@ -149,10 +149,15 @@ TEST_P(EngineGpu, DeterministicAnswersDoNotDependOnTheBatch) {
   }
 }
 
-/// Eagerly queued ops and recorded ones compute the same.
-TEST_P(EngineGpu, GraphsChangeNothing) {
-  const auto run = [&](bool graphs) {
+/// Eagerly queued ops and recorded ones compute the same, whether recorded before or on the way.
+TEST_P(EngineGpu, GraphsAndWarmingUpChangeNothing) {
+  const auto run = [&](bool graphs, bool warm) {
     const auto gpu = engine("cuda", false, true, graphs);  // so that padding changes nothing
+    if (warm) {
+      gpu->warm_up();
+      gpu->check_integrity();
+      EXPECT_EQ(gpu->stats().kv_blocks_used + gpu->stats().kv_blocks_cached, 0);
+    }
     std::vector<RequestId> ids;
     for (int i = 0; i < 6; ++i)
       ids.push_back(
@@ -163,7 +168,23 @@ TEST_P(EngineGpu, GraphsChangeNothing) {
     for (const RequestId id : ids) tokens.push_back(all.at(id).ids);
     return tokens;
   };
-  EXPECT_EQ(run(true), run(false));
+  const auto eager = run(false, false);
+  EXPECT_EQ(run(true, false), eager);
+  EXPECT_EQ(run(true, true), eager);
+  EXPECT_EQ(run(false, true), eager);
+}
+
+TEST_P(EngineGpu, BiasesChooseTokens) {
+  const auto gpu = engine("cuda", false);
+  SamplingParams params{.max_tokens = 5, .temperature = 0, .ignore_eos = true};
+  const RequestId plain = gpu->add_request(prompts()[2], params);
+  params.logit_bias = {{77, 100}};
+  const RequestId forced = gpu->add_request(prompts()[2], params);
+  const auto first = run_to_end(*gpu);
+  EXPECT_EQ(first.at(forced).ids, std::vector<int32_t>(5, 77));
+  params.logit_bias = {{first.at(plain).ids.at(0), -100}};
+  const RequestId banned = gpu->add_request(prompts()[2], params);
+  EXPECT_NE(run_to_end(*gpu).at(banned).ids.at(0), first.at(plain).ids.at(0));
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, EngineGpu, testing::Values("demo-llama", "demo-opt"), [](const auto& info) {
