@@ -108,7 +108,7 @@ class Check:
                  f"at most {figures['most_running']} running, decode steps of {figures['decode_batch_mean']:.1f} in "
                  f"{figures['decode_step_ms_mean']:.2f} ms, {figures['preemptions']} preemptions")
         return {"max_num_seqs": seqs, "max_num_batched_tokens": tokens,
-                "command": " ".join(["spinfer", *map(str, arguments)]), **figures}
+                "command": " ".join(["spinfer", *map(str, arguments)]).replace(f"{self.args.out}/", ""), **figures}
 
     # ---- parts
 
