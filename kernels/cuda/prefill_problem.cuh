@@ -25,10 +25,9 @@ struct Problem {
   uint32_t block_fraction;  ///< what that leaves out, in 2^-32 of a block, rounded up
   int slot_bytes;
   int64_t record_bytes;  ///< of a strip
-  int stages;
-  bool pairs;       ///< rows of y and of the residual are 4-byte aligned
-  float* partials;  ///< [cluster][block][warpgroup][64 · n_tile]
-  int* flags;       ///< [cluster][block][warpgroup], zero between launches: 1 = partial sums are there
+  bool pairs;            ///< rows of y and of the residual are 4-byte aligned
+  float* partials;       ///< [cluster][block][warpgroup][64 · n_tile]
+  int* flags;            ///< [cluster][block][warpgroup], zero between launches: 1 = partial sums are there
   __half* y;
   Epilogue epilogue;
 };
@@ -86,6 +85,11 @@ __device__ inline bool has_rows(const Problem& p, int row_group) {
   return int64_t(row_group) * 4 < p.w.shape.strips();
 }
 
+/// Of a warpgroup's partial sums and their flag.
+__device__ inline int64_t partial_index(const Problem& p, int cluster, int block, int group) {
+  return (int64_t(cluster) * kPrefillClusterBlocks + block) * p.groups + group;
+}
+
 /// Tells the compiler that a warp's threads have the same value: it may live in uniform registers, and what
 /// is computed of it too. Also keeps it from being computed anew wherever it is used: addresses of a
 /// cluster's shared memory and thread numbers come from special registers, a third of the main loop's
@@ -98,10 +102,10 @@ __device__ inline uint32_t uniform(uint32_t value) {
 struct SharedMap {
   uint32_t x, barriers, slots, slot_bytes;
 
-  template <int kN>
+  template <int kN, int kStages>
   __device__ static SharedMap make(const unsigned char* base, const Problem& p) {
     const uint32_t x = uniform(ptx::shared_address(base));
-    const uint32_t barriers = x + uint32_t(p.stages * prefill_stage_bytes(kN));
+    const uint32_t barriers = x + uint32_t(kStages * prefill_stage_bytes(kN));
     return {x, barriers, barriers + uint32_t(sizeof(PrefillBarriers)), uint32_t(p.slot_bytes)};
   }
   __device__ uint32_t x_full(int stage) const { return at(offsetof(PrefillBarriers, x_full), stage); }

@@ -10,9 +10,10 @@ inline constexpr int kPrefillClusterBlocks = 2;  // they share each X tile
 /// three, where shared memory does.
 inline constexpr int kPrefillMaxGroups = 3;
 inline constexpr int kPrefillSlots = 2;  // chunks in flight, per strip
-inline constexpr int kPrefillMaxStages = 12;
+inline constexpr int kPrefillMaxStages = 8;
 /// Of an X tile. Half a block: the same memory in smaller stages has more of X under way.
 inline constexpr int kPrefillStageColumns = 32;
+inline constexpr int kBlockStages = kBlockColumns / kPrefillStageColumns;
 constexpr int prefill_cluster_rows(int groups) {
   return kPrefillClusterBlocks * groups * kGroupTile;
 }

@@ -8,27 +8,37 @@
 // Grid       clusters of two blocks, one block an SM: a warpgroup that brings what kGroups others multiply. A
 //            cluster's tile is 128·kGroups rows × n_tile tokens: warpgroup w of block b owns rows
 //            64·(kGroups·b + w) … +64, its warp i the strip of 16 rows 16·i … +16.
-// Step       32 columns: two TCTiles a warp are assembled while the values of the next two are on their way
-//            from shared memory and the wgmmas of the two before run; then two wgmmas of 16 columns.
+// Step       32 columns: two TCTiles a warp are assembled, the values of the next two asked for, and two
+//            wgmmas of 16 columns issued; then the step before must be done. The ring of X stages is
+//            unrolled, so that stages, barriers and operand descriptors are constants or uniform registers; a
+//            segment takes whole rounds of it (the last stages may be empty). A warp goes on to its next
+//            chunk in the middle of this: nothing is drained between chunks.
 // X          warp 0: n_tile × 32 columns a stage, 64-byte swizzle, by TMA; each block loads half of the
 //            tokens and multicasts them to both, which halves the traffic of the L2.
 // W          lane i of warp 1: the chunks of strip i, record and rows by one bulk copy each, a chunk ahead
 //            (kPrefillSlots).
 // Tiles      the last tiles (about one and a half a cluster) are dealt chunk by chunk (stream-K): the cluster
 //            with a tile's first chunk adds the others' fp32 partial sums in cluster order and stores. The
-//            rest come whole.
+//            rest come whole. An idle warp raises the flags of partial sums.
 // Shared     [X stages][PrefillBarriers][chunk slots: strip, slot] (prefill_tile.h), sizes from the plan.
-// Roofline   a step of two warpgroups at n_tile 256 takes 512 clocks of the tensor cores and, of shared
-// memory,
-//            256 for X, 128 for what arrives and about 70 for decoding. The accumulators' way through the
-//            registers slows the decoder's instructions (a third of a warp's stalls are dispatch and pipe).
-// Measured   scripts/results/h200_linear_prefill.json: 0.74–0.80 of cuBLAS at 128 tokens, 0.78–0.83 at 256,
-//            0.74–0.79 at 512, 0.75–0.80 at 2048 (50 to 70 % zeros); the decoder bounds it.
-//            linear_plan.cpp takes it where it beats the scratch.
+// Roofline   a step of two warpgroups takes 2·n_tile clocks of the tensor cores. A wgmma with its operand in
+//            registers holds its warp until the one before has ended, so decoding overlaps only with the
+//            other warpgroups' multiplications: a warpgroup's step lasts as long as its decoding (about 180
+//            clocks), its own wgmmas and some 140 clocks of starting and waiting. The GPU is at its power
+//            limit all the while, dense or not, at about 1.45 of 1.98 GHz.
+// Measured   scripts/results/h200_linear_prefill.json, the table in linear_plan.cpp. Where the time goes at
+//            12288², 50 % (scripts/results/h200_prefill_steps.json): a step takes 426 clocks at 128 tokens
+//            (256 of the tensor cores; waiting for chunks 9, for X 3) and 635 at 256 (512; 11 and 45); start,
+//            partial sums and output take 12 to 17 µs.
 // Tried      what helped: the epilogue through movmatrix instead of shuffles and moving registers; asking for
 //            X before decoding (barrier_test) rather than waiting after it; three warpgroups for 128 tokens;
-//            two copies of the decoder's tables, so that they stay in ordinary registers. What did not: more
-//            X stages than four.
+//            two copies of the decoder's tables, so that they stay in ordinary registers; the unrolled ring
+//            and undrained chunks; all the registers the producers can do without.
+//            What did not (the same file): decoding between the wgmmas of a step; a wgmma a step; steps of 64
+//            columns, for which the tensor cores wait longer; one warp for X and, paced, for chunks; chunks
+//            by ordinary asynchronous copies instead of bulk copies; holding the second chunk back at the
+//            start. Leaving decoding out gains little at 256 tokens, leaving out X or W a fifth: what arrives
+//            and what is multiplied get in each other's way.
 #include <cuda.h>
 
 #include "kernels/check.h"
@@ -52,15 +62,34 @@ using prefill::Problem;
 template <int kGroups>
 struct Threads {
   static constexpr int kAll = 128 * (1 + kGroups);
-  static constexpr int kProducerRegisters = kGroups == 2 ? 72 : 80;
-  static constexpr int kConsumerRegisters = kGroups == 2 ? 216 : 144;
+  static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 56;
+  static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : 152;
   static_assert(128 * (kProducerRegisters + kGroups * kConsumerRegisters) <= 65536 / kAll / 8 * 8 * kAll);
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+// Named barriers: 1 … kMaxGroups a multiplying warpgroup's own, then those at which it tells an idle warp
+// that its partial sums are written.
+constexpr int kGivenBarrier = 1 + kPrefillMaxGroups, kGivenThreads = 128 + 32;
+
+/// One warp: raises the flags of the partial sums that this block gives (its first segment's), once all of a
+/// warpgroup's threads have written them. Waiting for the writes would cost the warpgroup a microsecond or
+/// two.
+__device__ void publish_partials(const Problem& p, int cluster, int block) {
+  prefill::Schedule schedule(p, cluster);
+  prefill::Segment segment;
+  if (!schedule.next(segment) || segment.begin == 0) return;
+  for (int group = 0; group < p.groups; ++group) {
+    if (!prefill::has_rows(p, prefill::row_group(p, segment.tile, block, group))) continue;
+    ptx::named_barrier(kGivenBarrier + group, kGivenThreads);
+    if (threadIdx.x % 32 == 0)
+      ptx::store_release(p.flags + prefill::partial_index(p, cluster, block, group), 1);
+  }
+}
+
 /// One warpgroup's accumulators and what they go through.
-template <int kN, int kGroups>
+template <int kN, int kGroups, int kStages>
 class Consumer {
  public:
   __device__ Consumer(const Problem& p, const prefill::SharedMap& map, uint32_t tables, int cluster,
@@ -73,7 +102,9 @@ class Consumer {
         group_(group),
         warp_(int(prefill::uniform(threadIdx.x / 32 % 4))),
         lane_(int(threadIdx.x % 32)),
-        strip_(group * 4 + warp_) {}
+        strip_(group * 4 + warp_),
+        x_operand_(ptx::operand_address(map.x)),
+        x_empty_(ptx::address_in_block(map.x_empty(0), uint32_t(lane_) % kPrefillClusterBlocks)) {}
 
   __device__ void run() {
     prefill::Schedule schedule(p_, cluster_);
@@ -98,62 +129,104 @@ class Consumer {
  private:
   /// Tells both blocks' producers that this warp is done with the stage.
   __device__ void release_stage(int stage) const {
-    if (lane_ < kPrefillClusterBlocks) ptx::barrier_arrive_cluster(map_.x_empty(stage), uint32_t(lane_));
+    if (lane_ < kPrefillClusterBlocks) ptx::barrier_arrive_remote(x_empty_ + uint32_t(stage) * 8);
+  }
+  /// Takes stages from `stage` to the end of the ring without a look at them.
+  __device__ void skip_round(int stage) {
+#pragma unroll 1
+    for (; stage < kStages; ++stage) {
+      ptx::barrier_wait(map_.x_full(stage), x_phase_);
+      __syncwarp();
+      release_stage(stage);
+    }
+    x_phase_ ^= 1;
   }
 
   __device__ void skip(int blocks) {
 #pragma unroll 1
-    for (int i = 0; i < blocks * (kBlockColumns / kPrefillStageColumns); ++i) {
-      ptx::barrier_wait(map_.x_full(x_.stage), x_.phase);
-      __syncwarp();
-      release_stage(x_.stage);
-      x_.advance(p_.stages);
+    for (; blocks > 0; blocks -= kStages / kBlockStages) skip_round(0);
+  }
+
+  /// Waits for the next chunk and goes to it.
+  __device__ void enter_chunk(ChunkReader& reader, int chunk) {
+    blocks_ = prefill::block_begin(p_, chunk + 1) - prefill::block_begin(p_, chunk);
+    ptx::barrier_wait(map_.chunk_full(strip_, slot_.stage), slot_.phase);
+    reader.enter(map_.slot(strip_, slot_.stage), blocks_);
+  }
+  /// All of the chunk has been read: its slot may be filled anew.
+  __device__ void leave_chunk(int slot) const {
+    __syncwarp();  // all lanes have read the slot
+    if (lane_ == 0) {
+      ptx::fence_async_proxy();  // what lanes have read, before the bulk copy that overwrites it
+      ptx::barrier_arrive(map_.chunk_empty(strip_, slot));
     }
   }
 
   __device__ void multiply(int chunk, int end) {
 #pragma unroll
     for (int i = 0; i < kN / 2; ++i) acc_[i] = 0;
-    int used_stage = -1;
-    const uint32_t x_operand = ptx::operand_address(map_.x);
-#pragma unroll 1
-    for (; chunk < end; ++chunk) {
-      const int blocks = prefill::block_begin(p_, chunk + 1) - prefill::block_begin(p_, chunk);
-      ptx::barrier_wait(map_.chunk_full(strip_, slot_.stage), slot_.phase);
-      ChunkReader reader(tables_, map_.slot(strip_, slot_.stage), blocks, lane_);
-#pragma unroll 2
-      for (int block = 0; block < blocks; ++block) {
+    ChunkReader reader(tables_, lane_);
+    uint32_t a[2][8];
+    enter_chunk(reader, chunk);
+    reader.load<0>();
+    reader.load<1>();
+    bool more = true, x_there = ptx::barrier_test(map_.x_full(0), x_phase_);
+    bool first = true;  // nothing to release yet
+    int done = 0;
+    while (true) {
 #pragma unroll
-        for (int pair = 0; pair < 2; ++pair) {
-          const uint32_t x = x_operand + uint32_t(x_.stage * (prefill_stage_bytes(kN) / 16));
-          const bool x_there = ptx::barrier_test(map_.x_full(x_.stage), x_.phase);
-          uint32_t a[8];
-          reader.step(block, pair, a);
-          if (!x_there) ptx::barrier_wait(map_.x_full(x_.stage), x_.phase);
-          ptx::wgmma_fence();
-          ptx::wgmma<kN>(acc_, a, ptx::narrow_operand(x));
-          ptx::wgmma<kN>(acc_, a + 4, ptx::narrow_operand(x + 2));  // 16 columns are 32 bytes
-          ptx::wgmma_commit();
-          ptx::wgmma_wait<1>();  // the pair before is done: its registers and its X may go
-          if (used_stage >= 0) release_stage(used_stage);
-          used_stage = x_.stage;
-          x_.advance(p_.stages);
+      for (int stage = 0; stage < kStages; ++stage) {
+        const int pair = stage % kBlockStages;
+        uint32_t(&now)[8] = a[stage % 2];
+        // Tiles 2·pair and the next of a block are in the windows.
+        int leaving = -1;
+        reader.assemble<0>(now);
+        reader.assemble<1>(now + 4);
+        if (pair == 0) {
+          reader.load<2>();
+          reader.load<3>();
+        } else {
+          if (--blocks_ > 0) {
+            reader.next_block();
+          } else {
+            leaving = slot_.stage;
+            slot_.advance(kPrefillSlots);
+            if (++chunk < end) {
+              enter_chunk(reader, chunk);
+            } else {
+              reader.finish();
+              more = false;
+            }
+          }
+          reader.load<0>();
+          reader.load<1>();
+        }
+        if (!x_there) ptx::barrier_wait(map_.x_full(stage), x_phase_);
+        const uint32_t x = x_operand_ + uint32_t(stage * (prefill_stage_bytes(kN) / 16));
+        ptx::wgmma_fence();
+        ptx::wgmma<kN>(acc_, now, ptx::narrow_operand(x));
+        ptx::wgmma<kN>(acc_, now + 4, ptx::narrow_operand(x + 2));  // 16 columns are 32 bytes
+        ptx::wgmma_commit();
+        if (stage + 1 == kStages) x_phase_ ^= 1;
+        x_there = ptx::barrier_test(map_.x_full((stage + 1) % kStages), x_phase_);
+        if (leaving >= 0) leave_chunk(leaving);
+        ptx::wgmma_wait<1>();  // the stage before is done: its registers and its X may go
+        if (stage > 0 || !first) release_stage((stage + kStages - 1) % kStages);
+        if (pair == 1 && !more) {
+          done = stage + 1;
+          break;
         }
       }
-      __syncwarp();  // all lanes have read the slot
-      if (lane_ == 0) {
-        ptx::fence_async_proxy();  // what lanes' copies wrote and we read, before the bulk copy that refills
-                                   // it
-        ptx::barrier_arrive(map_.chunk_empty(strip_, slot_.stage));
-      }
-      slot_.advance(kPrefillSlots);
+      first = false;
+      if (!more) break;
     }
     ptx::wgmma_wait<0>();
-    release_stage(used_stage);
+    release_stage(done - 1);
+    if (done < kStages) skip_round(done);
   }
 
   __device__ int64_t partial_index(int cluster) const {
-    return (int64_t(cluster) * kPrefillClusterBlocks + block_) * kGroups + group_;
+    return prefill::partial_index(p_, cluster, block_, group_);
   }
   __device__ float4* partial_of(int cluster) const {
     return reinterpret_cast<float4*>(p_.partials + partial_index(cluster) * (kGroupTile * kN)) +
@@ -165,9 +238,7 @@ class Consumer {
 #pragma unroll
     for (int i = 0; i < kN / 8; ++i)
       __stcg(to + i * 128, make_float4(acc_[4 * i], acc_[4 * i + 1], acc_[4 * i + 2], acc_[4 * i + 3]));
-    __threadfence();
-    ptx::named_barrier(1 + group_, 128);  // all threads' sums are visible before the flag
-    if (threadIdx.x % 128 == 0) ptx::store_release(p_.flags + partial_index(cluster_), 1);
+    ptx::named_barrier_arrive(kGivenBarrier + group_, kGivenThreads);
   }
 
   /// Adds the sums of the clusters that have the tile's later chunks, in their order.
@@ -180,7 +251,6 @@ class Consumer {
         *flag = 0;  // ready for the next launch: nobody sets it again in this one
       }
       ptx::named_barrier(1 + group_, 128);  // the flag was seen
-      __threadfence();
       const float4* from = partial_of(other);
 #pragma unroll
       for (int i = 0; i < kN / 8; ++i) {
@@ -197,23 +267,26 @@ class Consumer {
   const prefill::SharedMap& map_;
   DecodeTables tables_;
   int cluster_, block_, group_, warp_, lane_;
-  int strip_;  ///< which of the block's
-  prefill::Ring x_, slot_;
+  int strip_;                     ///< which of the block's
+  uint32_t x_operand_, x_empty_;  ///< lanes 0 and 1: of stage 0 in that block of the cluster
+  uint32_t x_phase_ = 0;
+  prefill::Ring slot_;
+  int blocks_ = 0;  ///< of the chunk, still to come
   float acc_[kN / 2];
 };
 
-template <int kN, int kGroups>
+template <int kN, int kGroups, int kStages>
 __device__ void multiply(const Problem& p, const CUtensorMap* x) {
   // Twice, for odd and even lanes: of one place ptxas would know that all lanes read the same, put it into
   // uniform registers, and move it back wherever it is used.
   __shared__ __align__(16) unsigned char tables[2][sizeof(DecodeTables)];
   extern __shared__ __align__(1024) unsigned char shared[];
-  const prefill::SharedMap map = prefill::SharedMap::make<kN>(shared, p);
+  const prefill::SharedMap map = prefill::SharedMap::make<kN, kStages>(shared, p);
   const int block = int(ptx::cluster_rank()), cluster = int(blockIdx.x) / kPrefillClusterBlocks;
   if (threadIdx.x < 2) *reinterpret_cast<DecodeTables*>(tables[threadIdx.x]) = DecodeTables{};
   if (threadIdx.x == 0) {
 #pragma unroll 1
-    for (int i = 0; i < p.stages; ++i) {
+    for (int i = 0; i < kStages; ++i) {
       ptx::barrier_init(map.x_full(i), 1);
       ptx::barrier_init(map.x_empty(i), kPrefillClusterBlocks * kGroups * 4);
     }
@@ -224,21 +297,23 @@ __device__ void multiply(const Problem& p, const CUtensorMap* x) {
     }
     ptx::barrier_init_fence();
   }
-  __syncthreads();      // the tables
-  ptx::cluster_sync();  // both blocks' barriers exist before anyone arrives at them from outside
+  __syncthreads();  // the tables and this block's barriers
+  ptx::cluster_arrive();
   ptx::let_next_grid_start();
   const int group = int(prefill::uniform(threadIdx.x / 128)) - 1;
   if (group < 0) {
     ptx::registers_down<Threads<kGroups>::kProducerRegisters>();
-    const int warp = int(threadIdx.x) / 32;
-    if (threadIdx.x == 0) prefill::feed_x<kN>(p, map, x, cluster, block);
-    if (warp == 1 && threadIdx.x % 32 < kGroups * 4)
-      prefill::ChunkFeed(p, map, cluster, block, int(threadIdx.x % 32)).run();
+    const int warp = int(prefill::uniform(threadIdx.x / 32));
+    if (warp == 1) prefill::feed_chunks(p, map, cluster, block);
+    ptx::cluster_wait();  // the other block's barriers exist
+    if (threadIdx.x == 0) prefill::feed_x<kN, kStages>(p, map, x, cluster, block);
+    if (warp == 2) publish_partials(p, cluster, block);
     __syncwarp();
   } else {
     ptx::registers_up<Threads<kGroups>::kConsumerRegisters>();
-    Consumer<kN, kGroups> consumer(p, map, ptx::shared_address(tables[threadIdx.x % 2]), cluster, block,
-                                   group);
+    ptx::cluster_wait();  // the other block's barriers exist
+    Consumer<kN, kGroups, kStages> consumer(p, map, ptx::shared_address(tables[threadIdx.x % 2]), cluster,
+                                            block, group);
     consumer.run();
   }
   ptx::cluster_sync();  // the other block may still send to this one's shared memory
@@ -246,11 +321,11 @@ __device__ void multiply(const Problem& p, const CUtensorMap* x) {
 
 #endif
 
-template <int kN, int kGroups>
+template <int kN, int kGroups, int kStages>
 __global__ void __launch_bounds__(Threads<kGroups>::kAll, 1)
     prefill_kernel(const __grid_constant__ Problem p, const __grid_constant__ CUtensorMap x) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  multiply<kN, kGroups>(p, &x);
+  multiply<kN, kGroups, kStages>(p, &x);
 #else
   __trap();  // `can_run` never lets a GPU without sm_90a code get here
 #endif
@@ -262,9 +337,9 @@ __global__ void pad_rows_kernel(const __half* x, int64_t k, int64_t padded_k, __
   if (col < padded_k) out[row * padded_k + col] = col < k ? x[row * k + col] : __ushort_as_half(0);
 }
 
-template <int kN, int kGroups>
+template <int kN, int kGroups, int kStages>
 void launch(const PrefillPlan& plan, const Problem& problem, const CUtensorMap& x, cudaStream_t stream) {
-  const auto kernel = prefill_kernel<kN, kGroups>;
+  const auto kernel = prefill_kernel<kN, kGroups, kStages>;
   SPINFER_CUDA_CHECK(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes));
   cudaLaunchAttribute attributes[2]{};
@@ -281,6 +356,13 @@ void launch(const PrefillPlan& plan, const Problem& problem, const CUtensorMap& 
   config.attrs = attributes;
   config.numAttrs = 2;
   SPINFER_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, problem, x));
+}
+
+using Launch = void (*)(const PrefillPlan&, const Problem&, const CUtensorMap&, cudaStream_t);
+Launch launcher(const PrefillPlan& plan) {
+  if (plan.n_tile == 256) return plan.stages == 6 ? launch<256, 2, 6> : launch<256, 2, 4>;
+  if (plan.groups == 2) return plan.stages == 8 ? launch<128, 2, 8> : launch<128, 2, 4>;
+  return plan.stages == 8 ? launch<128, 3, 8> : plan.stages == 6 ? launch<128, 3, 6> : launch<128, 3, 4>;
 }
 
 }  // namespace
@@ -314,7 +396,6 @@ void spmm_prefill(Context& context, const StripStream& w, const LinearArgs& args
   problem.stream_tiles = plan.stream_tiles;
   problem.slot_bytes = plan.slot_bytes;
   problem.record_bytes = shape.record_bytes();
-  problem.stages = plan.stages;
   const auto addresses = reinterpret_cast<uintptr_t>(args.y) | reinterpret_cast<uintptr_t>(args.residual);
   problem.pairs = shape.m % 2 == 0 && addresses % 4 == 0;
   const int units = plan.stream_tiles * shape.chunks;
@@ -331,8 +412,7 @@ void spmm_prefill(Context& context, const StripStream& w, const LinearArgs& args
   const bool readable = make_activation_map(map, x, args.n, padded_k, kPrefillStageColumns,
                                             plan.n_tile / kPrefillClusterBlocks);
   check(readable, "prefill {}×{}: the copy of x cannot be read by TMA", shape.m, shape.k);
-  const auto start = plan.n_tile == 256 ? launch<256, 2> : plan.groups == 2 ? launch<128, 2> : launch<128, 3>;
-  start(plan, problem, map, context.stream());
+  launcher(plan)(plan, problem, map, context.stream());
 }
 
 }  // namespace spinfer::cuda

@@ -26,7 +26,7 @@ struct PrefillPlan {
   int whole_tiles = 0;   ///< dealt whole: a multiple of clusters
   int stream_tiles = 0;  ///< shared chunk-wise: whole_tiles + stream_tiles = tiles_m · tiles_n
   int slot_bytes = 0;    ///< one chunk of one strip in shared memory; each warp has kPrefillSlots
-  int stages = 0;  ///< X tiles of 32 columns in flight, ≥ 3; 0: a chunk does not fit, the kernel cannot run
+  int stages = 0;  ///< X tiles of 32 columns in flight: 4, 6 or 8; 0: a chunk does not fit, nothing can run
   int shared_bytes = 0;
   size_t workspace_bytes = 0;  ///< partial sums of shared tiles
 

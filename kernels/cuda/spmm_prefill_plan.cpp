@@ -25,13 +25,12 @@ void deal(PrefillPlan& plan, int chunks, int max_clusters) {
                            size_t(plan.n_tile) * sizeof(float);
 }
 
-/// Whether two chunks a strip and at least `fewest` X stages fit; sets stages and bytes if so.
-bool fit(PrefillPlan& plan, int n_tile, int groups, int fewest, int capacity) {
+/// Whether two chunks a strip and `stages` X stages fit; sets stages and bytes if so.
+bool fit(PrefillPlan& plan, int n_tile, int groups, int stages, int capacity) {
   const int fixed = prefill_fixed_bytes(groups, plan.slot_bytes);
-  const int stages = std::min(kPrefillMaxStages, (capacity - fixed) / prefill_stage_bytes(n_tile));
   plan.n_tile = n_tile;
   plan.groups = groups;
-  if (stages < fewest) return false;
+  if (fixed + stages * prefill_stage_bytes(n_tile) > capacity) return false;
   plan.stages = stages;
   plan.shared_bytes = fixed + stages * prefill_stage_bytes(n_tile);
   return true;
@@ -50,8 +49,13 @@ PrefillPlan plan_prefill(const StripShape& shape, int max_chunk_rows, int n, con
   // A tile of 256 tokens decodes each weight half as often; one of 128 wastes fewer columns of the last tile.
   const int wide = (n + 255) / 256 * 256, narrow = (n + 127) / 128 * 128;
   const bool prefer_narrow = double(narrow) * 1.15 < double(wide);
-  if ((prefer_narrow || !fit(plan, 256, 2, 3, capacity)) && !fit(plan, 128, 3, 4, capacity))
-    fit(plan, 128, 2, 3, capacity);
+  const auto first_fit = [&](int n_tile, int groups, std::initializer_list<int> stages) {
+    return std::any_of(stages.begin(), stages.end(),
+                       [&](int count) { return fit(plan, n_tile, groups, count, capacity); });
+  };
+  // The numbers of stages for which spmm_prefill.cu has kernels.
+  if ((prefer_narrow || !first_fit(256, 2, {6, 4})) && !first_fit(128, 3, {8, 6, 4}))
+    first_fit(128, 2, {8, 4});
   const int rows = prefill_cluster_rows(plan.groups);
   plan.tiles_m = int((shape.m + rows - 1) / rows);
   plan.tiles_n = (n + plan.n_tile - 1) / plan.n_tile;

@@ -80,21 +80,36 @@ __global__ void __launch_bounds__(kWarps * 32) decode_streams_kernel(const Decod
   auto* turned = reinterpret_cast<uint16_t*>(slot + p.chunk_bytes);
   fetch(p, entry / p.w.shape.chunks, chunk, blocks, slot);
 
-  ChunkReader reader(DecodeTables::from_shared(ptx::shared_address(&tables)), ptx::shared_address(slot),
-                     blocks, lane);
+  ChunkReader reader(DecodeTables::from_shared(ptx::shared_address(&tables)), lane);
+  reader.enter(ptx::shared_address(slot), blocks);
   const int64_t top = entry / p.w.shape.chunks * kStripRows;
+  reader.load<0>();
   for (int block = 0; block < blocks; ++block) {
+    const auto turn = [&](int tile, const uint32_t(&a)[4]) {
 #pragma unroll
-    for (int pair = 0; pair < 2; ++pair) {
-      uint32_t a[8];
-      reader.step(block, pair, a);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int row = i % 2 * 8 + lane / 4,
-                  col = pair * 32 + i / 4 * kTcTile + i / 2 % 2 * 8 + lane % 4 * 2;
+      for (int i = 0; i < 4; ++i) {
+        const int row = i % 2 * 8 + lane / 4, col = tile * kTcTile + i / 2 * 8 + lane % 4 * 2;
         *reinterpret_cast<uint32_t*>(turned + row * kTurnStride + col) = a[i];
       }
+    };
+    uint32_t a[4];
+    reader.load<1>();
+    reader.assemble<0>(a);
+    turn(0, a);
+    reader.load<2>();
+    reader.assemble<1>(a);
+    turn(1, a);
+    reader.load<3>();
+    reader.assemble<2>(a);
+    turn(2, a);
+    if (block + 1 < blocks) {
+      reader.next_block();
+    } else {
+      reader.finish();
     }
+    reader.load<0>();
+    reader.assemble<3>(a);
+    turn(3, a);
     __syncwarp();  // the block is turned
     write_block(p, turned, top, int64_t(p.w.shape.block_begin(chunk) + block) * kBlockColumns);
     __syncwarp();  // nobody reads it any more
