@@ -45,8 +45,8 @@ LinearKernel choose_linear_kernel(const LinearProblem& p, const GpuFacts& gpu) {
   // Share of cuBLAS's speed at 50 / 70 % zeros on an H200, geometric mean of nine large matrices
   // (scripts/results/h200_linear_prefill.json):
   //   tokens     128        256        512        1024       2048
-  //   fused    .74 .80    .78 .83    .74 .79    .76 .81    .75 .80
-  //   scratch  .36 .39    .45 .48    .62 .64    .76 .78    .86 .87
+  //   fused    .80 .84    .84 .91    .78 .84    .79 .86    .80 .85
+  //   scratch  .36 .39    .47 .49    .62 .65    .77 .79    .86 .88
   constexpr int kFusedTokens = 1024;
   std::array kinds{LinearKernel::dense, LinearKernel::stream, LinearKernel::smbd};
   if (p.n > kFusedTokens) {
