@@ -123,6 +123,8 @@ def main():
                 result["methods"][method] = {"seconds_per_layer": round(per_layer, 3), "seconds_all_layers": round(whole, 1),
                                              "extrapolated": layers[-1] != all_layers}
                 print(f"{method}: {per_layer:.2f} s a layer, {whole:.0f} s for {all_layers}", flush=True)
+            elif layers == [all_layers]:
+                result["methods"][method] = {"seconds_all_layers": round(seconds[all_layers], 1), "extrapolated": False}
             args.output.write_text(json.dumps(result, indent=1) + "\n")
 
 

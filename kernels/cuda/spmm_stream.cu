@@ -41,8 +41,13 @@
 //   every warp's first piece asked for before any second one (13824×5120, 50 %)              28.5 → 27.4
 //   mma.sync for n = 32 (wgmma: 62.3 / 58.7 that day)                                        69.4 / 62.3
 //   a warpgroup's registers for X's warp given to the others, n = 64 (spills before)         89.4 → 78.1
-// Next: fewer instructions at pieces and chunks, blocks of half the shared memory so that launches overlap, a
-// split of small matrices inside a block.
+//   table entries half a block ahead of their values (8 registers more; n = 8, and n = 16:
+//   50.9 / 47.9 → 52.8 / 52.4)                                                      48.3 / 44.0 → 48.4 / 47.2
+//   four feeding warps, a stage of all strips' rows for each block of columns, two strips a
+//   warp: a loop of 37 instructions a tile, but a stage takes its feeder a microsecond       72.4 / 71.1
+// Next: the values of a team's strips side by side (row by row), so that one copy a stage feeds all warps and
+// two strips a warp pay; blocks of half the shared memory so that launches overlap; a split of small matrices
+// inside a block.
 #include <algorithm>
 #include <type_traits>
 
