@@ -77,12 +77,13 @@ def main():
             axis.axhline(1, color=COLORS["cuBLAS"], linewidth=1, label="cuBLAS")
             axis.set_title(f"N = {n}, {sparsity:.0%} zeros", fontsize=9)
             axis.set_xticks(range(len(shapes)), [f"{m}×{k}" for m, k in shapes], rotation=90, fontsize=6)
-            axis.legend(fontsize=6, loc="upper left")
+            axis.set_ylim(0, 1.3 * max(row["speedup"] for row in rows))  # room for the legend
+            axis.legend(fontsize=6, loc="upper left", ncol=4)
             if j == 0:
                 axis.set_ylabel("speed-up over cuBLAS")
     figure.suptitle(f"SpMM against the better of cublasGemmEx and autotuned cuBLASLt, cold weights — {gpu}", fontsize=10)
     figure.tight_layout()
-    figure.savefig(args.output, dpi=130)
+    figure.savefig(args.output, dpi=75)
     print(args.output)
 
 
