@@ -21,6 +21,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_rows.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 
@@ -38,21 +39,6 @@ __device__ inline void load_matrix_x4_transposed(uint32_t (&r)[4], const void* r
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(ptx::shared_address(row))
                : "memory");
-}
-
-__device__ inline uint32_t pack(float low, float high) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
-/// The maximum or sum over the four lanes that hold a row.
-__device__ inline float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-__device__ inline float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
 }
 
 template <int kDim>

@@ -38,6 +38,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_rows.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/ptx_attention.cuh"
@@ -237,21 +238,6 @@ class Producer {
   uint32_t tail_parity_ = 0;
 };
 
-__device__ inline uint32_t pack(float low, float high) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
-/// The maximum or sum over the four lanes that hold a row.
-__device__ inline float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-__device__ inline float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
 /// A warpgroup with 64 query rows. Accumulators: [8 columns][4]: a lane's rows r, r, r + 8, r + 8 and columns
 /// 2·(lane % 4) + {0, 1}.
 template <int kDim>
@@ -279,7 +265,7 @@ class Consumer {
   __device__ int row() const { return index_ * 64 + int(threadIdx.x) % 128 / 32 * 16 + lane() / 4; }
 
   // The warpgroups queue their products in turn: barrier 1 + i is the turn of warpgroup i.
-  __device__ void take_turn() const { ptx::named_barrier_sync(1 + index_, kConsumers * 128); }
+  __device__ void take_turn() const { ptx::named_barrier(1 + index_, kConsumers * 128); }
   __device__ void pass_turn() const { ptx::named_barrier_arrive(2 - index_, kConsumers * 128); }
   __device__ static void wait_for(uint64_t (&barriers)[kStages], const Ring& ring) {
     ptx::barrier_wait(ptx::shared_address(&barriers[ring.stage]), ring.parity);
@@ -472,10 +458,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const WorkList list(t, row_tiles, sequences);
   const int warpgroup = int(threadIdx.x) / 128;
   if (warpgroup == 0) {
-    ptx::lower_registers<40>();
+    ptx::registers_down<40>();
     Producer<kDim>(s, t, maps, int(threadIdx.x) / 32).run(list);
   } else {
-    ptx::raise_registers<232>();
+    ptx::registers_up<232>();
     Consumer<kDim>(s, t, warpgroup - 1).run(list);
   }
 #else

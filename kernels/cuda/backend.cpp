@@ -83,6 +83,7 @@ void* allocate_host(DeviceContext& opaque, size_t bytes) {
   return memory;
 }
 
+/// A failure here has been or will be reported by the work that caused it.
 void release_host(DeviceContext& opaque, void* memory) noexcept {
   cudaSetDevice(context_of(opaque).ordinal());
   cudaFreeHost(memory);

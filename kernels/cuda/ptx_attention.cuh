@@ -18,25 +18,6 @@ __device__ inline void copy_box_3d(uint32_t shared, const CUtensorMap* map, int 
       : "memory");
 }
 
-/// `threads` threads of the block meet at a named barrier, 1 … 15: those that wait, and those that only
-/// arrive.
-__device__ inline void named_barrier_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-__device__ inline void named_barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-/// A warpgroup's share of the block's registers.
-template <int kRegisters>
-__device__ inline void raise_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-template <int kRegisters>
-__device__ inline void lower_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-
 /// Keeps the compiler from moving uses of wgmma's registers across this point.
 template <int kSize>
 __device__ inline void pin(float (&registers)[kSize]) {

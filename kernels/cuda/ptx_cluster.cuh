@@ -53,26 +53,6 @@ __device__ inline void copy_box_multicast(uint32_t shared, const CUtensorMap* ma
       : "memory");
 }
 
-/// `threads` threads of the block that name the same barrier, 1 … 15.
-__device__ inline void named_barrier(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-/// Tells them of this thread's arrival without waiting; `threads` as theirs.
-__device__ inline void named_barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-/// A warpgroup's share of the block's registers.
-template <int kRegisters>
-__device__ inline void registers_up() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-template <int kRegisters>
-__device__ inline void registers_down() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-
 __device__ inline int load_acquire(const int* flag) {
   int value;
   asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");

@@ -48,6 +48,25 @@ __device__ inline void meet_block() {
   asm volatile("barrier.sync 0;" ::: "memory");
 }
 
+/// `threads` threads of the block meet at a named barrier, 1 … 15: those that wait, and those that only
+/// arrive.
+__device__ inline void named_barrier(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ inline void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/// A warpgroup's share of the block's registers.
+template <int kRegisters>
+__device__ inline void registers_up() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ inline void registers_down() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
 /// Whether that phase has ended. Asked early it costs no time; `barrier_wait` makes up for a false.
 __device__ inline bool barrier_test(uint32_t barrier, uint32_t parity) {
   uint32_t ended;
