@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <optional>
 #include <unordered_map>
 #include <utility>
 
@@ -19,7 +20,7 @@ class EngineThread::Loop {
     }
   }
 
-  void step() {
+  StepReport step() {
     StepReport report;
     for (RequestUpdate& update : engine_.step()) {
       const auto ticket = tickets_.find(update.id);
@@ -33,7 +34,7 @@ class EngineThread::Loop {
     }
     report.step = engine_.last_step();
     report.when = std::chrono::steady_clock::now();
-    deliver_(std::move(report));
+    return report;
   }
 
  private:
@@ -169,8 +170,9 @@ void EngineThread::serve() {
   Commands commands;
   while (wait_for_commands(engine.has_work(), commands)) {
     loop.take(std::move(commands));
-    if (engine.has_work()) loop.step();
-    if (!engine.has_work()) engine.check_integrity();
+    std::optional<StepReport> report;
+    if (engine.has_work()) report = loop.step();
+    // The status first: who has a request's answer finds the engine as it was then, failed or not.
     status.stats = engine.stats();
     if (!engine.failure().empty() && status.failure.empty()) {
       spdlog::error("the engine has failed: {}", engine.failure());
@@ -178,6 +180,8 @@ void EngineThread::serve() {
       status.failure = engine.failure();
     }
     set_status(status);
+    if (report) deliver_(std::move(*report));
+    if (!engine.has_work()) engine.check_integrity();
   }
 }
 
