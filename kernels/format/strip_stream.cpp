@@ -11,71 +11,79 @@
 namespace spinfer {
 namespace {
 
-using PerLane = std::array<int, kStripLanes>;
+/// Of the strip's streams (tier · 32 + lane), or of its tracks.
+using PerStream = std::array<int, kStripTracks>;
 
-/// One chunk's masks and nonzeros, lane by lane.
+/// One chunk's masks and nonzeros, stream by stream.
 struct ChunkSource {
-  std::array<std::vector<uint32_t>, kStripLanes> masks;
-  std::array<std::vector<uint16_t>, kStripLanes> values;
+  std::array<std::vector<uint32_t>, kStripTracks> masks;
+  std::array<std::vector<uint16_t>, kStripTracks> values;
+
+  size_t tier_length(int tier) const {
+    size_t length = 0;
+    for (int lane = 0; lane < kStripLanes; ++lane) length += values[size_t(tier * kStripLanes + lane)].size();
+    return length;
+  }
 };
 
-ChunkSource read_chunk(const TcaBmeView& w, int64_t strip, int begin, int end) {
-  ChunkSource source;
-  const int64_t tile_row = strip / 4 * group_tiles(w.k);
-  const int first = int(strip % 4) * 16;  // the strip's bitmaps in each GroupTile
-  for (int block = begin; block < end; ++block) {
-    const uint64_t* tile = w.bitmaps + (tile_row + block) * kBitmapsPerGroupTile;
-    int64_t value = w.offset(tile_row + block);
-    for (int i = 0; i < first; ++i) value += std::popcount(tile[i]);
-    for (int i = 0; i < 16; ++i) {
-      const uint64_t bitmap = tile[first + i];
-      for (int lane = 0; lane < kStripLanes; ++lane) {
-        const uint64_t below = bitmap & ((uint64_t{1} << (2 * lane)) - 1);
-        const Half* next = w.values + value + std::popcount(below);
-        for (int j = 0; j < std::popcount(bitmap >> (2 * lane) & 3u); ++j)
-          source.values[size_t(lane)].push_back(next[j].bits);
-      }
-      value += std::popcount(bitmap);
+/// Appends a tier's share of a block.
+void read_block(const TcaBmeView& w, int64_t tier_row, int block, size_t first_stream, ChunkSource& source) {
+  const int64_t group = tier_row / 4 * group_tiles(w.k) + block;
+  const int first = int(tier_row % 4) * 16;  // the tier's bitmaps in the GroupTile
+  const uint64_t* bitmaps = w.bitmaps + group * kBitmapsPerGroupTile;
+  int64_t value = w.offset(group);
+  for (int i = 0; i < first; ++i) value += std::popcount(bitmaps[i]);
+  for (int i = first; i < first + 16; ++i) {
+    for (int lane = 0; lane < kStripLanes; ++lane) {
+      const uint64_t below = bitmaps[i] & ((uint64_t{1} << (2 * lane)) - 1);
+      const Half* next = w.values + value + std::popcount(below);
+      for (int j = 0; j < std::popcount(bitmaps[i] >> (2 * lane) & 3u); ++j)
+        source.values[first_stream + size_t(lane)].push_back(next[j].bits);
     }
-    for (int lane = 0; lane < kStripLanes; ++lane)
-      source.masks[size_t(lane)].push_back(lane_mask(tile + first, lane));
+    value += std::popcount(bitmaps[i]);
   }
-  return source;
+  for (int lane = 0; lane < kStripLanes; ++lane)
+    source.masks[first_stream + size_t(lane)].push_back(lane_mask(bitmaps + first, lane));
 }
 
-/// Where each lane's stream goes on: the longest to the track that ends first.
+/// Where each stream goes on. The longer tier goes to the 32 tracks that are behind; in each, the longest
+/// stream goes to the track that ends first.
 struct Deal {
-  PerLane track, half;
+  PerStream track, half;
   int first_row() const { return *std::min_element(half.begin(), half.end()) / 2; }
 };
 
-Deal deal_lanes(const ChunkSource& source, const PerLane& track_end) {
-  PerLane by_end, by_length;
-  std::iota(by_end.begin(), by_end.end(), 0);
-  std::iota(by_length.begin(), by_length.end(), 0);
-  std::stable_sort(by_end.begin(), by_end.end(),
-                   [&](int a, int b) { return track_end[size_t(a)] < track_end[size_t(b)]; });
-  std::stable_sort(by_length.begin(), by_length.end(), [&](int a, int b) {
-    return source.values[size_t(a)].size() > source.values[size_t(b)].size();
-  });
-  const int lowest = *std::max_element(track_end.begin(), track_end.end()) - kMaxLag;
+Deal deal_streams(const ChunkSource& source, const PerStream& track_end) {
+  const auto begin = track_end.begin(), middle = begin + kStripLanes;
+  const bool first_is_ahead = std::accumulate(begin, middle, 0) > std::accumulate(middle, track_end.end(), 0);
+  const bool second_is_longer = source.tier_length(1) > source.tier_length(0);
+  const int lowest = *std::max_element(begin, track_end.end()) - kMaxLag;
   Deal deal{};
-  for (size_t i = 0; i < kStripLanes; ++i) {
-    const auto lane = size_t(by_length[i]);
-    int half = std::max(track_end[size_t(by_end[i])], lowest);
-    if ((source.masks[lane][0] & 15u) == 15u) half += half & 1;
-    deal.track[lane] = by_end[i];
-    deal.half[lane] = half;
+  for (int tier = 0; tier < kStripTiers; ++tier) {
+    const int tracks = tier ^ int(first_is_ahead != second_is_longer);
+    std::array<size_t, kStripLanes> by_end, by_length;
+    std::iota(by_end.begin(), by_end.end(), size_t(tracks * kStripLanes));
+    std::iota(by_length.begin(), by_length.end(), size_t(tier * kStripLanes));
+    std::stable_sort(by_end.begin(), by_end.end(),
+                     [&](size_t a, size_t b) { return track_end[a] < track_end[b]; });
+    std::stable_sort(by_length.begin(), by_length.end(),
+                     [&](size_t a, size_t b) { return source.values[a].size() > source.values[b].size(); });
+    for (size_t i = 0; i < kStripLanes; ++i) {
+      int half = std::max(track_end[by_end[i]], lowest);
+      if ((source.masks[by_length[i]][0] & 15u) == 15u) half += half & 1;
+      deal.track[by_length[i]] = int(by_end[i]);
+      deal.half[by_length[i]] = half;
+    }
   }
   return deal;
 }
 
 /// Pieces that are of use from these positions on, and that blocks which end there need: windows reach a row
 /// further.
-int first_piece(const PerLane& half) {
+int first_piece(const PerStream& half) {
   return *std::min_element(half.begin(), half.end()) / (2 * kPieceRows);
 }
-int pieces_until(const PerLane& half) {
+int pieces_until(const PerStream& half) {
   return (*std::max_element(half.begin(), half.end()) / 2 + 1) / kPieceRows + 1;
 }
 
@@ -87,11 +95,11 @@ class StripBuilder {
 
   void build() {
     ChunkSource source = read(0);
-    Deal deal = deal_lanes(source, PerLane{});
+    Deal deal = deal_streams(source, PerStream{});
     for (int chunk = 0; chunk < shape_.chunks; ++chunk) {
       ChunkHead head = start_of(deal);
       std::vector<uint32_t> masks;
-      PerLane half = deal.half;
+      PerStream half = deal.half;
       const int used = first_piece(half), blocks = shape_.chunk_blocks(chunk);
       int used_now = used;
       head.blocks = uint8_t(blocks);
@@ -107,21 +115,21 @@ class StripBuilder {
           used_now = first_piece(half);
         }
       }
-      PerLane track_end;
-      for (size_t lane = 0; lane < kStripLanes; ++lane) track_end[size_t(deal.track[lane])] = half[lane];
+      PerStream track_end;
+      for (size_t i = 0; i < kStripTracks; ++i) track_end[size_t(deal.track[i])] = half[i];
       const int end = (*std::max_element(half.begin(), half.end()) + 1) / 2;
       head.rows = uint16_t(end - int(head.first_row));
       out_.max_chunk_rows = std::max(out_.max_chunk_rows, int(head.rows));
       rows_ = std::max(rows_, end);
       if (chunk + 1 < shape_.chunks) {
         source = read(chunk + 1);
-        deal = deal_lanes(source, track_end);
+        deal = deal_streams(source, track_end);
       }
       const int used_after = chunk + 1 < shape_.chunks ? first_piece(deal.half) : arrived_;
       head.events[blocks - 1] |= uint8_t(std::min(used_after - used_now, 15) << 4);
       append_record(head, masks);
     }
-    values_.resize(size_t(rows_) * kStripLanes);
+    values_.resize(size_t(rows_) * kStripTracks);
     const auto* bytes = reinterpret_cast<const uint8_t*>(values_.data());
     out_.places.push_back({uint32_t(out_.rows), uint32_t(arrived_)});
     out_.values.insert(out_.values.end(), bytes, bytes + values_.size() * 4);
@@ -130,36 +138,44 @@ class StripBuilder {
 
  private:
   ChunkSource read(int chunk) const {
-    return read_chunk(w_, strip_, shape_.block_begin(chunk), shape_.block_begin(chunk + 1));
+    ChunkSource source;
+    for (int block = shape_.block_begin(chunk); block < shape_.block_begin(chunk + 1); ++block) {
+      for (int tier = 0; tier < kStripTiers; ++tier)
+        read_block(w_, strip_ * kStripTiers + tier, block, size_t(tier * kStripLanes), source);
+    }
+    return source;
   }
   static ChunkHead start_of(const Deal& deal) {
     ChunkHead head{};
     head.first_row = uint32_t(deal.first_row());
     const int origin = first_piece(deal.half) * 2 * kPieceRows;
-    for (size_t lane = 0; lane < kStripLanes; ++lane)
-      head.start[lane] = uint16_t(chunk_start(deal.track[lane], deal.half[lane] - origin));
+    for (size_t i = 0; i < kStripTracks; ++i)
+      head.start[i % kStripLanes][i / kStripLanes] =
+          uint16_t(chunk_start(deal.track[i], deal.half[i] - origin));
     return head;
   }
-  /// Moves `half` on by one block of all lanes.
-  void append_block(ChunkSource& source, const Deal& deal, int block, PerLane& half,
+  /// Moves `half` on by one block of all streams.
+  void append_block(ChunkSource& source, const Deal& deal, int block, PerStream& half,
                     std::vector<uint32_t>& masks) {
-    for (size_t lane = 0; lane < kStripLanes; ++lane) {
-      const auto& own = source.masks[lane];
+    const size_t first = masks.size();
+    masks.resize(first + kStripTracks);
+    for (size_t i = 0; i < kStripTracks; ++i) {
+      const auto& own = source.masks[i];
       const uint32_t natural = own[size_t(block)];
       const uint32_t next = size_t(block) + 1 < own.size() ? own[size_t(block) + 1] : 0u;
-      const uint32_t mask = mask_with_zeros(half[lane], natural, next);
-      auto value = source.values[lane].begin();
+      const uint32_t mask = mask_with_zeros(half[i], natural, next);
+      auto value = source.values[i].begin();
       for (int bit = 0; bit < 32; ++bit) {
         if (!(mask >> bit & 1)) continue;
-        put(deal.track[lane], half[lane]++, natural >> bit & 1 ? *value++ : uint16_t{0});
+        put(deal.track[i], half[i]++, natural >> bit & 1 ? *value++ : uint16_t{0});
       }
-      source.values[lane].erase(source.values[lane].begin(), value);
-      masks.push_back(arrange_mask(mask));
+      source.values[i].erase(source.values[i].begin(), value);
+      masks[first + i % kStripLanes * kStripTiers + i / kStripLanes] = arrange_mask(mask);
     }
   }
   void put(int track, int half, uint16_t bits) {
-    const size_t word = size_t(half / 2) * kStripLanes + size_t(track);
-    if (values_.size() <= word) values_.resize((size_t(half / 2) + 1) * kStripLanes);
+    const size_t word = size_t(half / 2) * kStripTracks + size_t(track);
+    if (values_.size() <= word) values_.resize((size_t(half / 2) + 1) * kStripTracks);
     values_[word] |= uint32_t(bits) << (16 * (half % 2));
   }
   void append_record(const ChunkHead& head, const std::vector<uint32_t>& masks) {
@@ -173,7 +189,7 @@ class StripBuilder {
   const StripShape& shape_;
   int64_t strip_;
   StripStreamHost& out_;
-  std::vector<uint32_t> values_;  ///< [rows][32]
+  std::vector<uint32_t> values_;  ///< [rows][64]
   int rows_ = 0;
   int arrived_ = 0;  ///< pieces that the blocks so far need
 };
@@ -248,16 +264,17 @@ class StripReader {
           head.waits >> 4, ring_.first, ring_.end - 1);
     check(head.blocks == s_.shape.chunk_blocks(chunk), "strip {} chunk {}: {} blocks", strip_, chunk,
           head.blocks);
-    uint32_t position[kStripLanes];
-    for (int lane = 0; lane < kStripLanes; ++lane)
-      position[lane] = start_position(head.start[lane]) + piece * kPieceRows * 32;
+    uint32_t position[kStripLanes][kStripTiers];
+    for (int i = 0; i < kStripTracks; ++i)
+      position[i / 2][i % 2] = start_position(head.start[i / 2][i % 2]) + piece * kPieceRows * 32;
     ring_.end += head.waits & 15;
     for (int block = 0; block < s_.shape.chunk_blocks(chunk); ++block) {
-      for (int lane = 0; lane < kStripLanes; ++lane) {
+      for (int i = 0; i < kStripTracks; ++i) {
+        const int lane = i / kStripTiers, tier = i % kStripTiers;
         uint32_t word;
-        std::memcpy(&word, record + sizeof(head) + block * kTrackRowBytes + lane * 4, sizeof(word));
-        read_block(s_.shape.block_begin(chunk) + block, lane, start_track(head.start[lane]), word,
-                   position[lane]);
+        std::memcpy(&word, record + sizeof(head) + block * kMaskRowBytes + i * 4, sizeof(word));
+        read_block(s_.shape.block_begin(chunk) + block, lane, tier, start_track(head.start[lane][tier]), word,
+                   position[lane][tier]);
       }
       ring_.end += head.events[block] & 15;
       ring_.first += head.events[block] >> 4;
@@ -265,12 +282,12 @@ class StripReader {
             chunk);
     }
   }
-  void read_block(int block, int lane, int track, uint32_t word, uint32_t& position) {
+  void read_block(int block, int lane, int tier, int track, uint32_t word, uint32_t& position) {
     for (int t = 0; t < 4; ++t) {
       uint32_t a[4];
       decode_tile(ring_, track, (word >> (t / 2 * 2) & 0x33333333u) >> (16 * (t % 2)), position, a);
       for (int i = 0; i < 8; ++i) {
-        const int64_t row = strip_ * kStripRows + i / 2 % 2 * 8 + lane / 4;
+        const int64_t row = strip_ * kStripRows + tier * kTierRows + i / 2 % 2 * 8 + lane / 4;
         const int64_t col = int64_t(block) * kBlockColumns + t * kTcTile + i / 4 * 8 + lane % 4 * 2 + i % 2;
         const Half value{uint16_t(a[i / 2] >> (16 * (i % 2)))};
         if (row < s_.shape.m && col < s_.shape.k) dense_[row * s_.shape.k + col] = value;

@@ -1,24 +1,25 @@
 // Strip streams: the device layout of a TCA-BME matrix for the Hopper SpMM. The same bits in another order,
 // numerically lossless.
 //
-// A strip is 16 rows; a block is the strip's next 64 columns (four TCTiles). In mma.m16n8k16 and wgmma lane l
-// of a warp owns 8 weights of every TCTile: two neighbours (rows l/4, columns 2·(l%4)…) in each of its four
-// BitmapTiles. All that one lane owns in a chunk is one stream: its nonzeros, as halves, in the order of its
-// mask's bits. A chunk is a run of at most kMaxChunkBlocks blocks; a strip's blocks are dealt evenly to
-// `chunks` chunks.
+// A strip is 32 rows, two tiers of 16; a block is the strip's next 64 columns (four TCTiles a tier). In
+// mma.m16n8k16 and wgmma lane l of a warp owns 8 weights of every TCTile: two neighbours (rows l/4, columns
+// 2·(l%4)…) in each of its four BitmapTiles. All that one lane owns of a tier in a chunk is one stream: its
+// nonzeros, as halves, in the order of its mask's bits. A chunk is a run of at most kMaxChunkBlocks blocks; a
+// strip's blocks are dealt evenly to `chunks` chunks.
 //
-// Values     Per strip one array of rows of 32 words, a word per track: bank = track whatever row each lane
-//            is at. At the start of a chunk lanes are dealt anew to tracks, the longest stream to the track
-//            that ends first, so that tracks stay level; each goes on where its track ended. Neighbouring
-//            chunks share the few rows in between, a strip ends almost flat, nothing is padded in between.
-// Records    One per chunk: ChunkHead, then uint32 [blocks][32], the mask words by lane (arrange_mask).
+// Values     Per strip one array of rows of 64 words, a word per track: bank = track modulo 32 whatever row
+//            each lane is at. At the start of a chunk streams are dealt anew to tracks: the longer tier takes
+//            the 32 tracks that are behind, in each tier the longest stream takes the track that ends first,
+//            so that tracks stay level; each goes on where its track ended. Neighbouring chunks share the few
+//            rows in between, a strip ends almost flat, nothing is padded in between.
+// Records    One per chunk: ChunkHead, then uint32 [blocks][32 lanes][2 tiers], the masks (arrange_mask).
 // Pieces     16 rows. The SpMM kernel keeps a ring of kRingPieces of them; the head says when one is needed
 //            first and last, so that pieces come and go inside a chunk.
 // Full       A nibble (four weights, two registers) with four nonzeros never begins at an odd half, so two
 // nibbles    words hold any nibble: where one would, its predecessor is given an explicit zero in one of its
 //            free bits; the first of a chunk begins a half later.
 //
-// Over the canonical bytes (50 %, 512 columns a chunk): explicit zeros +1.1 %, heads +0.9 %, group offsets
+// Over the canonical bytes (50 %, 512 columns a chunk): explicit zeros +1.1 %, heads +0.8 %, group offsets
 // −0.4 %, ends of strips less than a row.
 #pragma once
 
@@ -29,12 +30,16 @@
 
 namespace spinfer {
 
-inline constexpr int kStripRows = 16;
+inline constexpr int kTierRows = 16;
+inline constexpr int kStripTiers = 2;
+inline constexpr int kStripRows = kStripTiers * kTierRows;
 inline constexpr int kStripLanes = 32;
+inline constexpr int kStripTracks = kStripTiers * kStripLanes;
 inline constexpr int kBlockColumns = 64;
 inline constexpr int kNibblesPerBlock = 8;
 inline constexpr int kMaxChunkBlocks = 8;
-inline constexpr int kTrackRowBytes = 128;
+inline constexpr int kTrackRowBytes = kStripTracks * 4;  ///< a row of values
+inline constexpr int kMaskRowBytes = kStripTracks * 4;   ///< a block's masks
 inline constexpr int kPieceRows = 16;
 inline constexpr int kPieceBytes = kPieceRows * kTrackRowBytes;
 inline constexpr int kRingPieces = 4;
@@ -45,22 +50,23 @@ inline constexpr int kMaxLag = 48;
 
 /// Before a chunk's masks. Rows and pieces are counted from the strip's first row.
 struct alignas(16) ChunkHead {
-  uint16_t start[kStripLanes];  ///< track << 11 | first half << 4, halves counted from the first piece
-  uint32_t first_row;           ///< that a stream begins in; piece first_row / 16 is the first needed
-  uint16_t rows;                ///< from there through the last that a stream ends in
-  uint8_t blocks;               ///< of the chunk
-  uint8_t waits;  ///< low nibble: pieces that block 0 needs and no chunk before; high: pieces from
-                  ///< the first on that earlier chunks need too
+  uint16_t start[kStripLanes][kStripTiers];  ///< chunk_start, halves counted from the first piece
+  uint32_t first_row;  ///< that a stream begins in; piece first_row / 16 is the first needed
+  uint16_t rows;       ///< from there through the last that a stream ends in
+  uint8_t blocks;      ///< of the chunk
+  uint8_t waits;       ///< low nibble: pieces that block 0 needs and no chunk before; high: pieces from
+                       ///< the first on that earlier chunks need too
   uint8_t events[kMaxChunkBlocks];  ///< low nibble: more pieces the next block needs; high: of no use after
                                     ///< this one
 };
-static_assert(sizeof(ChunkHead) == 80);
+static_assert(sizeof(ChunkHead) == 144);
 
+/// Bank << 11 | first half << 4 | which 32 tracks.
 constexpr uint32_t chunk_start(int track, int half) {
-  return uint32_t(track) << 11 | uint32_t(half) << 4;
+  return uint32_t(track % kStripLanes) << 11 | uint32_t(half) << 4 | uint32_t(track / kStripLanes);
 }
 constexpr int start_track(uint32_t start) {
-  return int(start >> 11);
+  return int(start >> 11 | (start & 1u) << 5);
 }
 /// In sixteenths of a half, as decoders count.
 constexpr uint32_t start_position(uint32_t start) {
@@ -87,7 +93,7 @@ struct StripShape {
   /// Bytes of a strip's records, and where a chunk's begins in them.
   constexpr int64_t record_bytes() const { return record_begin(chunks); }
   constexpr int64_t record_begin(int chunk) const {
-    return int64_t(chunk) * int64_t(sizeof(ChunkHead)) + int64_t(block_begin(chunk)) * kTrackRowBytes;
+    return int64_t(chunk) * int64_t(sizeof(ChunkHead)) + int64_t(block_begin(chunk)) * kMaskRowBytes;
   }
 };
 
@@ -96,7 +102,7 @@ struct StripStreamView {
   StripShape shape;
   const uint8_t* records = nullptr;    ///< [strips][record_bytes()], 16-byte aligned
   const StripPlace* places = nullptr;  ///< [strips]
-  const uint8_t* values = nullptr;     ///< [rows][32] words, kPieceRows rows of slack behind them
+  const uint8_t* values = nullptr;     ///< [rows][64] words, kPieceRows rows of slack behind them
   int64_t rows = 0;                    ///< all strips'
   int max_chunk_rows = 0;              ///< largest ChunkHead::rows
 
@@ -111,8 +117,8 @@ constexpr int count_bits(uint32_t bits) {
   return count;
 }
 
-/// The lane's weights of one block: nibble 2t+h is TCTile t, registers a[2h] (low two bits) and a[2h+1];
-/// `bitmaps` are the strip's 16 BitmapTiles of the block, as in the GroupTile.
+/// The lane's weights of one block of a tier: nibble 2t+h is TCTile t, registers a[2h] (low two bits) and
+/// a[2h+1]; `bitmaps` are the tier's 16 BitmapTiles of the block, as in the GroupTile.
 constexpr uint32_t lane_mask(const uint64_t* bitmaps, int lane) {
   uint32_t mask = 0;
   for (int i = 0; i < 16; ++i) mask |= uint32_t(bitmaps[i] >> (2 * lane) & 3u) << (2 * i);
