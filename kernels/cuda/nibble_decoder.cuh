@@ -62,37 +62,54 @@ struct NibbleWindow {
   }
 };
 
-/// One lane's place in its stream; positions and rows as StripDecoder's.
+/// One lane's place in a stream; positions as StripDecoder's.
+struct StreamPlace {
+  uint32_t column;  ///< shared address of the stream's track in row 0
+  uint32_t position;
+};
+
+/// Half a block of all the lane's streams on its way.
+using StripEntries = NibbleEntry[kStripTiers][4];
+using StripWindows = NibbleWindow[kStripTiers][4];
+
+/// The table's constants in registers, and the two steps of bringing half a block (two tiles a stream): the
+/// nibbles' entries, which depend on the masks alone, then their values, which lie where the ones before
+/// ended. Rows are taken modulo kRows (a power of two), the row behind the last must repeat the first.
 template <int kRows>
 class NibbleDecoder {
  public:
-  NibbleDecoder() = default;
   __device__ explicit NibbleDecoder(uint32_t table) : table_(table) {
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) index_[i] = load(offsetof(NibbleTable, index) + 4 * i);
     advance_ = load(offsetof(NibbleTable, advance));
   }
-  /// `column` is the shared address of the lane's track in row 0.
-  __device__ void enter(uint32_t column, uint32_t position) {
-    column_ = column;
-    position_ = position;
-  }
-  /// Starts the loads of two tiles: half 0 or 1 of a block with this stored mask. Halves must come in order.
-  __device__ void load_half(uint32_t mask, int half, NibbleWindow (&window)[4]) {
-    const uint32_t low = half ? mask >> 2 : mask, high = half ? mask >> 4 : mask >> 2;
-    const uint32_t nibbles = (low & 0x03030303u) | (high & 0x0c0c0c0cu);  // one a byte
+  /// Starts to load the entries of half 0 or 1 of a block with these stored masks.
+  __device__ void load_entries(const uint32_t (&masks)[kStripTiers], int half, StripEntries& entries) const {
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
-                   : "=r"(window[i].entry.first), "=r"(window[i].entry.second)
-                   : "r"(__dp4a(nibbles, index_[i], table_)));
+    for (int t = 0; t < kStripTiers; ++t) {
+      const uint32_t mask = masks[t], low = half ? mask >> 2 : mask, high = half ? mask >> 4 : mask >> 2;
+      const uint32_t nibbles = (low & 0x03030303u) | (high & 0x0c0c0c0cu);  // one a byte
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                     : "=r"(entries[t][i].first), "=r"(entries[t][i].second)
+                     : "r"(__dp4a(nibbles, index_[i], table_)));
+    }
+  }
+  /// Starts to load the values that these entries stand for. Halves must come in order.
+  __device__ void load_values(const StripEntries& entries, StreamPlace (&places)[kStripTiers],
+                              StripWindows& windows) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t row = row_address();
-      window[i].w0 = load_shared(row);
-      window[i].w1 = load_shared(row + kTrackRowBytes);
-      window[i].position = position_;
-      position_ = __dp2a_lo(window[i].entry.second, advance_, position_);
+#pragma unroll
+      for (int t = 0; t < kStripTiers; ++t) {
+        const uint32_t row = row_address(places[t]);
+        windows[t][i].entry = entries[t][i];
+        windows[t][i].w0 = load_shared(row);
+        windows[t][i].w1 = load_shared(row + kTrackRowBytes);
+        windows[t][i].position = places[t].position;
+        places[t].position = __dp2a_lo(entries[t][i].second, advance_, places[t].position);
+      }
     }
   }
 
@@ -103,16 +120,15 @@ class NibbleDecoder {
     return value;
   }
   /// In PTX, or the compiler makes three instructions of two.
-  __device__ uint32_t row_address() const {
+  __device__ static uint32_t row_address(const StreamPlace& place) {
     uint32_t row;
-    asm("{\n\t.reg .b32 word;\n\tand.b32 word, %1, %3;\n\tmad.lo.u32 %0, word, 4, %2;\n\t}"
+    asm("{\n\t.reg .b32 word;\n\tand.b32 word, %1, %3;\n\tmad.lo.u32 %0, word, %4, %2;\n\t}"
         : "=r"(row)
-        : "r"(position_), "r"(column_), "n"((kRows - 1) << 5));
+        : "r"(place.position), "r"(place.column), "n"((kRows - 1) << 5), "n"(kTrackRowBytes / 32));
     return row;
   }
 
   uint32_t table_, index_[4], advance_;
-  uint32_t column_, position_;
 };
 
 }  // namespace spinfer::cuda

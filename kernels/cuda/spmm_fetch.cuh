@@ -23,7 +23,7 @@ struct RecordFeed {
   /// What was in the slot must have been read by all lanes.
   __device__ void bring_next(const Problem& p, uint32_t warp_map, uint32_t slot, uint64_t policy) {
     if (left == 0) return;
-    const uint32_t bytes = uint32_t(sizeof(ChunkHead)) + walk.blocks(p) * kTrackRowBytes;
+    const uint32_t bytes = uint32_t(sizeof(ChunkHead)) + walk.blocks(p) * kMaskRowBytes;
     if (ptx::elect_one()) {
       const uint32_t full = warp_map + uint32_t(offsetof(WarpMap, record_full)) + 8 * slot;
       ptx::barrier_arrive_expect(full, bytes);

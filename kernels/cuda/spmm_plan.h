@@ -12,7 +12,7 @@ namespace spinfer::cuda {
 struct GpuFacts;
 
 /// Multiplying warps of a thread block, a strip each; their strips are a team. One more warp brings X.
-inline constexpr int kSpmmWarps = 16;
+inline constexpr int kSpmmWarps = 8;
 
 /// Shared memory of a thread block at most.
 inline constexpr int kSpmmSharedBytes = 227 * 1024;

@@ -48,7 +48,7 @@ struct Problem {
   Epilogue epilogue;
   void* y;  // [n][m]
   bool fp32_out;
-  float4* partials;   // [grid][2][kSpmmWarps][n_tile / 8][32]
+  float4* partials;   // [grid][2][kSpmmWarps][n_tile / 4][32]
   uint32_t* tickets;  // [strips]
 };
 
@@ -59,10 +59,10 @@ inline constexpr int kXBlocks = kN <= 16 ? kMaxChunkBlocks : 128 / kN;
 template <int kN>
 inline constexpr int kXStages = 3;
 
-/// One more warp brings X. Where accumulators need more registers than that many warps can have each, it
-/// takes a warpgroup of its own, which gives its registers away.
+/// One more warp brings X. Where the others need more registers than that many warps can have each, it takes
+/// a warpgroup of its own, which gives its registers away.
 template <int kN>
-inline constexpr bool kSpareRegisters = kN >= 32;
+inline constexpr bool kSpareRegisters = kN >= 16;
 template <int kN>
 inline constexpr int kThreads = (kSpmmWarps + (kSpareRegisters<kN> ? 4 : 1)) * 32;
 
@@ -70,7 +70,7 @@ inline constexpr int kThreads = (kSpmmWarps + (kSpareRegisters<kN> ? 4 : 1)) * 3
 /// one before.
 struct alignas(128) WarpMap {
   uint8_t ring[kRingRows + 1][kTrackRowBytes];
-  uint8_t record[2][sizeof(ChunkHead) + kMaxChunkBlocks * kTrackRowBytes];
+  uint8_t record[2][sizeof(ChunkHead) + kMaxChunkBlocks * kMaskRowBytes];
   uint64_t piece_full[kRingPieces];
   uint64_t record_full[2];
 };
@@ -97,7 +97,7 @@ __device__ inline int block_begin(const Problem& p, int chunk) {
   return p.fewest_blocks * chunk + int(p.by_chunks.divide(uint32_t(p.extra_blocks) * uint32_t(chunk)));
 }
 __device__ inline int64_t record_begin(const Problem& p, int chunk) {
-  return int64_t(chunk) * int64_t(sizeof(ChunkHead)) + int64_t(block_begin(p, chunk)) * kTrackRowBytes;
+  return int64_t(chunk) * int64_t(sizeof(ChunkHead)) + int64_t(block_begin(p, chunk)) * kMaskRowBytes;
 }
 
 /// Walks a strip's chunks, round and round. StripShape::chunk_blocks without its divisions.

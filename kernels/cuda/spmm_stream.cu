@@ -98,6 +98,10 @@ __device__ inline uint32_t once(uint32_t address) {
 template <int kN>
 inline constexpr bool kUseWgmma = kN >= 32;
 
+/// A strip's sums: each tier's in its C fragment.
+template <int kN>
+using StripSums = float[kStripTiers][kN / 2];
+
 /// acc += two assembled tiles · X's columns of a pair, by wgmma. X is read from shared memory by the tensor
 /// cores.
 template <int kN>
@@ -106,14 +110,20 @@ struct WarpgroupMultiplier {
 
   __device__ WarpgroupMultiplier(uint32_t x_stage, int) : x(ptx::operand_address(x_stage)) {}
   __device__ void load(int) {}
-  __device__ void multiply(float (&acc)[kN / 2], const uint32_t (&a)[8], int pair) const {
+  __device__ void multiply(StripSums<kN>& acc, const uint32_t (&a)[kStripTiers][8], int pair) const {
     ptx::wgmma_fence();
-    ptx::wgmma<kN>(acc, a, ptx::swizzled_operand(x + 4 * pair));
-    ptx::wgmma<kN>(acc, a + 4, ptx::swizzled_operand(x + 4 * pair + 2));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int t = 0; t < kStripTiers; ++t)
+        ptx::wgmma<kN>(acc[t], a[t] + 4 * i, ptx::swizzled_operand(x + 4 * pair + 2 * i));
+    }
     ptx::wgmma_commit();
     ptx::wgmma_wait<1>();  // the pair before is done: its registers and its X may go
   }
-  __device__ void next_block() { x += kN * 128 / 16; }
+  __device__ void next_block() {
+    x += kN * 128 / 16;
+  }
 };
 
 /// The same by mma.sync: warps need not meet, which for few tokens is worth more than X's way through
@@ -129,11 +139,15 @@ struct WarpMultiplier {
 #pragma unroll
     for (int i = 0; i < kN / 8; ++i) ptx::load_matrix_x4(b[i], (x ^ pair * 64) + i * 1024);
   }
-  __device__ void multiply(float (&acc)[kN / 2], const uint32_t (&a)[8], int) const {
+  __device__ void multiply(StripSums<kN>& acc, const uint32_t (&a)[kStripTiers][8], int) const {
 #pragma unroll
-    for (int i = 0; i < kN / 8; ++i) {
-      ptx::mma_16816(acc + 4 * i, a, b[i][0], b[i][1]);
-      ptx::mma_16816(acc + 4 * i, a + 4, b[i][2], b[i][3]);
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int t = 0; t < kStripTiers; ++t) {
+#pragma unroll
+        for (int i = 0; i < kN / 8; ++i)
+          ptx::mma_16816(acc[t] + 4 * i, a[t] + 4 * j, b[i][2 * j], b[i][2 * j + 1]);
+      }
     }
   }
   __device__ void next_block() {
@@ -141,9 +155,18 @@ struct WarpMultiplier {
   }
 };
 
+using Decoder = NibbleDecoder<kRingRows>;
+
+__device__ inline void assemble(const StripWindows& windows, uint32_t (&a)[kStripTiers][8]) {
+#pragma unroll
+  for (int t = 0; t < kStripTiers; ++t) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) windows[t][i].assemble(a[t] + 2 * i);
+  }
+}
+
 /// A multiplying warp's way through its strips' streams.
 struct StripCursor {
-  NibbleDecoder<kRingRows> decoder;
   RecordFeed records;
   PieceFeed pieces;
   uint64_t policy;
@@ -152,9 +175,9 @@ struct StripCursor {
   uint32_t arrived = 0;   // pieces waited for
   uint32_t given_up = 0;  // pieces let go
   uint32_t origin = 0;    // the strip's first piece, counted like those
-  NibbleWindow window[4];
+  StreamPlace places[kStripTiers];
   struct {
-    uint32_t start, first_row, counts, word;
+    uint32_t starts, first_row, counts, masks[kStripTiers];
   } head;  // of the chunk to enter next
 
   /// The first record and piece, and when all warps have asked for theirs the rest: memory takes some 5 µs
@@ -184,11 +207,13 @@ struct StripCursor {
     asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
                  : "=r"(head.first_row), "=r"(head.counts)
                  : "r"(at + uint32_t(offsetof(ChunkHead, first_row))));
-    asm volatile("ld.shared.u16 %0, [%1];" : "=r"(head.start) : "r"(at + 2 * lane));
-    head.word = load_shared(at + uint32_t(sizeof(ChunkHead)) + 4 * lane);
+    head.starts = load_shared(at + 4 * lane);
+    load_masks(at + uint32_t(sizeof(ChunkHead)) + 8 * lane, head.masks);
   }
-  /// Goes on with the chunk whose head was read: waits for the pieces of its first block and starts the first
-  /// loads.
+  __device__ static void load_masks(uint32_t at, uint32_t (&masks)[kStripTiers]) {
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(masks[0]), "=r"(masks[1]) : "r"(at));
+  }
+  /// Goes on with the chunk whose head was read: waits for the pieces of its first block.
   __device__ void enter(const Problem& p, bool first_of_strip, bool first_of_run) {
     const uint32_t piece = head.first_row / kPieceRows;
     if (first_of_strip) {
@@ -196,15 +221,12 @@ struct StripCursor {
       pieces.bring_next_strip(p, given_up, map, policy);  // a strip of one chunk: `close` comes too late
     }
     await_pieces((head.counts >> 24 & 15u) + (first_of_run ? head.counts >> 28 : 0u));
-    decoder.enter(map + (head.start >> 11) * 4, (head.start & 0x7f0u) + (piece + origin) * (kPieceRows * 32));
-    load(head.word, 0);
-  }
-  __device__ void load(uint32_t word, int half) {
-    decoder.load_half(word, half, window);
-  }
-  __device__ void assemble(uint32_t (&a)[8]) const {
+    const uint32_t rows_before = (piece + origin) * (kPieceRows * 32);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) window[i].assemble(a + 2 * i);
+    for (int t = 0; t < kStripTiers; ++t) {
+      const uint32_t start = head.starts >> (16 * t) & 0xffffu;
+      places[t] = {map + uint32_t(start_track(start)) * 4, start_position(start) + rows_before};
+    }
   }
   /// What the head says of the border behind a block whose windows have all been read. Gives up first: what
   /// is waited for may have to come in its place.
@@ -225,43 +247,46 @@ struct StripCursor {
   }
 };
 
-/// acc += chunk · X; the chunk has been entered. Enters the next one, if there is one: nothing waits at the
-/// border. The last wgmmas may still run on return.
+/// acc += chunk · X; the chunk has been entered, its first half block's values are on their way. Enters the
+/// next one, if there is one: nothing waits at the border. The last wgmmas may still run on return.
 template <int kN>
-__device__ void multiply_chunk(const Problem& p, uint32_t x_stages, StripCursor& cursor, bool more,
-                               bool next_is_first_of_strip, XStage<kN>& x, int lane, float (&acc)[kN / 2]) {
+__device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decoder& decoder,
+                               StripCursor& cursor, StripWindows& windows, bool more,
+                               bool next_is_first_of_strip, XStage<kN>& x, int lane, StripSums<kN>& acc) {
   using Multiplier = std::conditional_t<kUseWgmma<kN>, WarpgroupMultiplier<kN>, WarpMultiplier<kN>>;
   constexpr bool kOneStage = kXBlocks<kN> >= kMaxChunkBlocks;
-  uint32_t word = cursor.head.word;
+  uint32_t masks[kStripTiers] = {cursor.head.masks[0], cursor.head.masks[1]};
   uint32_t events = cursor.record_address(cursor.record) + uint32_t(offsetof(ChunkHead, events));
-  uint32_t mask = events + uint32_t(sizeof(ChunkHead) - offsetof(ChunkHead, events)) + 4 * lane;
+  uint32_t mask = events + uint32_t(sizeof(ChunkHead) - offsetof(ChunkHead, events)) + 8 * lane;
   for (int left = int(cursor.head.counts >> 16 & 255u); left > 0;) {
     int in_stage = kOneStage ? left : min(p.x_blocks, left);
     Multiplier multiplier(x_stages + x.stage * uint32_t(sizeof(SharedMap<kN>::x[0])), lane);
     x.wait();
 #pragma unroll 1
     do {
-      uint32_t a[8], b[8], event;
+      uint32_t a[kStripTiers][8], b[kStripTiers][8], event;
+      StripEntries entries;
       asm volatile("ld.shared.u8 %0, [%1];" : "=r"(event) : "r"(events));
+      decoder.load_entries(masks, 1, entries);
       multiplier.load(0);
-      cursor.assemble(a);
-      cursor.load(word, 1);
-      mask += kTrackRowBytes;
+      mask += kMaskRowBytes;
       if (left > 1) {
-        word = load_shared(mask);
+        StripCursor::load_masks(mask, masks);
       } else if (more) {
         cursor.read_head(1, lane);
+#pragma unroll
+        for (int t = 0; t < kStripTiers; ++t) masks[t] = cursor.head.masks[t];
       }
+      assemble(windows, a);
+      decoder.load_values(entries, cursor.places, windows);
       multiplier.multiply(acc, a, 0);
       if (kUseWgmma<kN>) x.let_go(lane);
+      decoder.load_entries(masks, 0, entries);
       multiplier.load(1);
-      cursor.assemble(b);
+      assemble(windows, b);
       if (event) cursor.pass(event);
-      if (left > 1) {
-        cursor.load(word, 0);
-      } else if (more) {
-        cursor.enter(p, next_is_first_of_strip, false);
-      }
+      if (left == 1 && more) cursor.enter(p, next_is_first_of_strip, false);
+      decoder.load_values(entries, cursor.places, windows);
       multiplier.multiply(acc, b, 1);
       multiplier.next_block();
       ++events;
@@ -275,30 +300,31 @@ __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, StripCursor&
 /// The activations that are more than a comparison. Out of the way: inlined for every sum they would be most
 /// of the kernel's code.
 template <int kN>
-__device__ void activate_slowly(Activation act, float (&y)[kN / 2]) {
-  float values[kN / 2];
+__device__ void activate_slowly(Activation act, StripSums<kN>& y) {
+  float values[kN];
 #pragma unroll
-  for (int i = 0; i < kN / 2; ++i) values[i] = y[i];
+  for (int i = 0; i < kN; ++i) values[i] = y[i / (kN / 2)][i % (kN / 2)];
 #pragma unroll 1
-  for (int i = 0; i < kN / 2; ++i) values[i] = activate(values[i], act);
+  for (int i = 0; i < kN; ++i) values[i] = activate(values[i], act);
 #pragma unroll
-  for (int i = 0; i < kN / 2; ++i) y[i] = values[i];
+  for (int i = 0; i < kN; ++i) y[i / (kN / 2)][i % (kN / 2)] = values[i];
 }
 
 /// Rows of `strip` to y, with the epilogue.
 template <int kN>
-__device__ void store_rows(const Problem& p, int strip, int lane, float (&y)[kN / 2]) {
+__device__ void store_rows(const Problem& p, int strip, int lane, StripSums<kN>& y) {
   const int64_t top = int64_t(strip) * kStripRows + lane / 4;
-  const bool inside[2] = {top < p.shape.m, top + 8 < p.shape.m};
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float bias = p.epilogue.bias && inside[half] ? __half2float(p.epilogue.bias[top + half * 8]) : 0.0f;
+  for (int eight = 0; eight < kStripRows / 8; ++eight) {
+    const int64_t row = top + eight * 8;
+    const float bias = p.epilogue.bias && row < p.shape.m ? __half2float(p.epilogue.bias[row]) : 0.0f;
 #pragma unroll
-    for (int i = 0; i < kN / 4; ++i) y[i / 2 * 4 + half * 2 + i % 2] += bias;
+    for (int i = 0; i < kN / 4; ++i) y[eight / 2][i / 2 * 4 + eight % 2 * 2 + i % 2] += bias;
   }
   if (p.epilogue.act == Activation::relu) {
 #pragma unroll
-    for (int i = 0; i < kN / 2; ++i) y[i] = activate(y[i], Activation::relu);
+    for (int i = 0; i < kN; ++i)
+      y[i / (kN / 2)][i % (kN / 2)] = activate(y[i / (kN / 2)][i % (kN / 2)], Activation::relu);
   } else if (p.epilogue.act != Activation::none) {
     activate_slowly<kN>(p.epilogue.act, y);
   }
@@ -307,15 +333,15 @@ __device__ void store_rows(const Problem& p, int strip, int lane, float (&y)[kN 
     const int token = i / 2 * 8 + lane % 4 * 2 + i % 2;
     const int64_t index = token * p.shape.m + top;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (token >= p.n || !inside[half]) continue;
-      float value = y[i / 2 * 4 + half * 2 + i % 2];
+    for (int eight = 0; eight < kStripRows / 8; ++eight) {
+      if (token >= p.n || top + eight * 8 >= p.shape.m) continue;
+      float value = y[eight / 2][i / 2 * 4 + eight % 2 * 2 + i % 2];
       if (p.fp32_out) {
-        static_cast<float*>(p.y)[index + half * 8] = value;
+        static_cast<float*>(p.y)[index + eight * 8] = value;
         continue;
       }
-      if (p.epilogue.residual) value += __half2float(p.epilogue.residual[index + half * 8]);
-      static_cast<__half*>(p.y)[index + half * 8] = __float2half_rn(value);
+      if (p.epilogue.residual) value += __half2float(p.epilogue.residual[index + eight * 8]);
+      static_cast<__half*>(p.y)[index + eight * 8] = __float2half_rn(value);
     }
   }
 }
@@ -335,7 +361,7 @@ struct TeamEnd {
 
   __device__ float4* partial(const Problem& p, int block, int warp, int lane) const {
     const bool is_first = first_unit(p, block) >= team * p.shape.chunks;  // of the block's teams
-    return p.partials + ((int64_t(block) * 2 + !is_first) * kSpmmWarps + warp) * (kN / 8) * 32 + lane;
+    return p.partials + ((int64_t(block) * 2 + !is_first) * kSpmmWarps + warp) * (kN / 4) * 32 + lane;
   }
   /// Begins to read how many others are done. Before the run's last chunk: mostly all are, and nothing of
   /// ours need be written.
@@ -344,12 +370,15 @@ struct TeamEnd {
     if (first != last) arrived = ptx::load_relaxed(&p.tickets[strip]);
   }
   __device__ bool is_shared() const { return first != last; }
+  __device__ static float4 four(const StripSums<kN>& acc, int i) {
+    const float* from = acc[i / (kN / 8)] + i % (kN / 8) * 4;
+    return make_float4(from[0], from[1], from[2], from[3]);
+  }
   /// Leaves our sums for whoever comes last.
-  __device__ void leave(const Problem& p, int warp, int lane, const float (&acc)[kN / 2]) const {
+  __device__ void leave(const Problem& p, int warp, int lane, const StripSums<kN>& acc) const {
     float4* mine = partial(p, int(blockIdx.x), warp, lane);
 #pragma unroll
-    for (int i = 0; i < kN / 8; ++i)
-      mine[i * 32] = make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
+    for (int i = 0; i < kN / 4; ++i) mine[i * 32] = four(acc, i);
   }
   /// Says that they are there. Lane 0 learns how many came before.
   __device__ uint32_t hand_in(const Problem& p, int lane) const {
@@ -361,22 +390,19 @@ struct TeamEnd {
   }
 
   /// All blocks' sums; ours are in `acc` or, if left, in the workspace.
-  __device__ void gather(const Problem& p, bool left, int warp, int lane, float (&acc)[kN / 2]) const {
-    constexpr int kAtATime = kN == 8    ? 8
-                             : kN == 16 ? 6
-                             : kN == 32 ? 3
-                                        : 1;  // each round takes most of a microsecond
-    float sum[kN / 2] = {};
+  __device__ void gather(const Problem& p, bool left, int warp, int lane, StripSums<kN>& acc) const {
+    constexpr int kAtATime = kN <= 16 ? 8 : kN == 32 ? 4 : 1;  // each round takes most of a microsecond
+    float4 sum[kN / 4] = {};
 #pragma unroll 1
     for (int begin = first; begin <= last; begin += kAtATime) {
-      float4 v[kAtATime][kN / 8];
+      float4 v[kAtATime][kN / 4];
 #pragma unroll
       for (int j = 0; j < kAtATime; ++j) {
         const int block = begin + j;
         const float4* from = partial(p, min(block, last), warp, lane);
 #pragma unroll
-        for (int i = 0; i < kN / 8; ++i) {
-          v[j][i] = make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
+        for (int i = 0; i < kN / 4; ++i) {
+          v[j][i] = four(acc, i);
           if ((left || block != int(blockIdx.x)) && block <= last) v[j][i] = __ldcg(from + i * 32);
         }
       }
@@ -384,17 +410,23 @@ struct TeamEnd {
       for (int j = 0; j < kAtATime; ++j) {
         if (begin + j > last) break;
 #pragma unroll
-        for (int i = 0; i < kN / 8; ++i) {
-          sum[4 * i] += v[j][i].x;
-          sum[4 * i + 1] += v[j][i].y;
-          sum[4 * i + 2] += v[j][i].z;
-          sum[4 * i + 3] += v[j][i].w;
+        for (int i = 0; i < kN / 4; ++i) {
+          sum[i].x += v[j][i].x;
+          sum[i].y += v[j][i].y;
+          sum[i].z += v[j][i].z;
+          sum[i].w += v[j][i].w;
         }
       }
     }
     if (lane == 0) p.tickets[strip] = 0;
 #pragma unroll
-    for (int i = 0; i < kN / 2; ++i) acc[i] = sum[i];
+    for (int i = 0; i < kN / 4; ++i) {
+      float* to = acc[i / (kN / 8)] + i % (kN / 8) * 4;
+      to[0] = sum[i].x;
+      to[1] = sum[i].y;
+      to[2] = sum[i].z;
+      to[3] = sum[i].w;
+    }
   }
 };
 
@@ -402,7 +434,7 @@ struct TeamEnd {
 /// were.
 template <int kN>
 __device__ void finish_run(const Problem& p, const TeamEnd<kN>* left_behind, uint32_t ticket,
-                           const TeamEnd<kN>& end, int warp, int lane, float (&acc)[kN / 2]) {
+                           const TeamEnd<kN>& end, int warp, int lane, StripSums<kN>& acc) {
   bool mine = true;
   if (end.is_shared()) {
     bool left = false;
@@ -450,7 +482,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
     if (warp == kSpmmWarps) bring_x<kN>(p, &x_map, shared, walk, end - begin, lane);
     return;
   }
-  if constexpr (kSpareRegisters<kN>) ptx::registers_up<112>();
+  if constexpr (kSpareRegisters<kN>) ptx::registers_up<240>();
 
   // Of the last team some strips may not exist; their warps only let X pass.
   const int whole_teams = (p.strips - warp + kSpmmWarps - 1) / kSpmmWarps;  // that have this warp's strip
@@ -463,8 +495,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   ptx::barrier_init_fence();
   __syncwarp();  // its barriers before the warp's copies
   const int last_team = own_end > begin ? int(p.by_chunks.divide(uint32_t(own_end - 1))) : -1;
-  StripCursor cursor{.decoder = {},
-                     .records = RecordFeed(p, team * kSpmmWarps + warp, own_end - begin, walk),
+  StripCursor cursor{.records = RecordFeed(p, team * kSpmmWarps + warp, own_end - begin, walk),
                      .pieces = PieceFeed(p, team * kSpmmWarps + warp, walk.chunk,
                                          last_team * kSpmmWarps + warp, own_end - last_team * p.shape.chunks),
                      .policy = ptx::evict_first_policy(),
@@ -473,22 +504,27 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   ptx::meet_block();  // X's barriers and the table before anyone uses them
   cursor.end_fill(p);
   const uint32_t x_stages = once(ptx::shared_address(shared.x));
-  cursor.decoder = NibbleDecoder<kRingRows>(x_stages + uint32_t(offsetof(SharedMap<kN>, table)));
+  const Decoder decoder(x_stages + uint32_t(offsetof(SharedMap<kN>, table)));
   XStage<kN> x{.full = x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)), .by_all = !p.x_by_box};
-  float acc[kN / 2] = {};
+  StripSums<kN> acc = {};
   int unit = begin;
   if (unit < own_end) {
     TeamEnd<kN> team_end(p, team, warp), left_behind = team_end;
     bool leaves = false;
     uint32_t ticket = 0;
     cursor.read_head(0, lane);
+    StripEntries entries;
+    StripWindows windows;
+    decoder.load_entries(cursor.head.masks, 0, entries);
     cursor.enter(p, true, true);
+    decoder.load_values(entries, cursor.places, windows);
     for (;;) {
       const int team_end_unit = min((team + 1) * p.shape.chunks, own_end);
 #pragma unroll 1
       for (; unit < team_end_unit; ++unit) {
         if (unit + 1 == own_end) team_end.peek(p);
-        multiply_chunk<kN>(p, x_stages, cursor, unit + 1 < own_end, unit + 1 == team_end_unit, x, lane, acc);
+        multiply_chunk<kN>(p, x_stages, decoder, cursor, windows, unit + 1 < own_end,
+                           unit + 1 == team_end_unit, x, lane, acc);
         cursor.close(p);
       }
       if (kUseWgmma<kN>) ptx::wgmma_wait<0>();
@@ -503,7 +539,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
         store_rows<kN>(p, team_end.strip, lane, acc);
       }
 #pragma unroll
-      for (int i = 0; i < kN / 2; ++i) acc[i] = 0.0f;
+      for (int i = 0; i < kN; ++i) acc[i / (kN / 2)][i % (kN / 2)] = 0.0f;
       team_end = TeamEnd<kN>(p, ++team, warp);
     }
     finish_run<kN>(p, leaves ? &left_behind : nullptr, ticket, team_end, warp, lane, acc);
