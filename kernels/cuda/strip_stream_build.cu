@@ -1,10 +1,13 @@
 // Makes strip streams (kernels/format/strip_stream.h) from canonical TCA-BME arrays, on the GPU, once per
 // weight.
 //
-// A warp walks a strip, lane = lane of the stream, chunk after chunk, for each chunk deals lanes to tracks
-// from where the one before ended. Twice: to find how many rows each strip has, and, when a scan has turned
-// those into places, to write. Bitmaps are read as broadcasts, values gathered. Bound by latency: a strip is
-// a chain.
+// records  A warp a strip, lane = lane of its two streams. It reads bitmaps only, walks chunk after chunk,
+// deals
+//          streams to tracks from where the chunk before ended, and writes the records. A chain, but a short
+//          one.
+// values   A scan has turned the strips' rows into places. A warp a block of a chunk: its values are one run
+//          of the canonical array, the record says where each lane's begin. Level tracks make the stores of a
+//          warp fall into few rows. Explicit zeros and holes are there already.
 #include <cub/device/device_scan.cuh>
 
 #include "kernels/check.h"
@@ -15,161 +18,200 @@
 namespace spinfer::cuda {
 namespace {
 
-constexpr int kThreads = 64;
+constexpr int kStripsPerGroupTile = kGroupTile / kStripRows;
+constexpr int kBitmapsPerBlock = kBitmapsPerGroupTile / kStripsPerGroupTile;
+static_assert(kBitmapsPerBlock == kStripLanes && kStripsPerGroupTile == 2, "a lane reads one bitmap");
 
 struct Totals {
   int max_chunk_rows;
-  int uneven;  ///< chunks that do not fit the ring
+  int uneven;  ///< strips with chunks that do not fit the ring
 };
 
-/// The strip's 16 bitmaps of a block.
+/// Which GroupTile has the strip's block, and the strip's bitmaps of it.
+__device__ int64_t group_of(const TcaBmeView& w, int64_t strip, int block) {
+  return strip / kStripsPerGroupTile * group_tiles(w.k) + block;
+}
 __device__ const uint64_t* bitmaps_of(const TcaBmeView& w, int64_t strip, int block) {
-  return w.bitmaps + (strip / 4 * group_tiles(w.k) + block) * kBitmapsPerGroupTile + strip % 4 * 16;
+  return w.bitmaps + group_of(w, strip, block) * kBitmapsPerGroupTile +
+         strip % kStripsPerGroupTile * kBitmapsPerBlock;
 }
 
-/// Where a lane's stream goes on, and where the track of its own number ended.
-struct Deal {
-  int track, half;
-  int lane_of_track;
+/// Lane i gives the strip's bitmap i of a block and gets its own lane_mask of both tiers, the first in the
+/// low word: 32×32 pairs of bits, transposed.
+__device__ uint64_t lane_masks(uint64_t bitmap, int lane) {
+#pragma unroll
+  for (int step = kStripLanes / 2; step; step /= 2) {
+    const uint64_t low = ~uint64_t{0} / ((uint64_t{1} << (2 * step)) + 1);  // pairs whose number lacks `step`
+    const uint64_t other = __shfl_xor_sync(~0u, bitmap, step);
+    bitmap = lane & step ? (bitmap & ~low) | (other >> (2 * step) & low)
+                         : (bitmap & low) | (other << (2 * step) & ~low);
+  }
+  return bitmap;
+}
+
+/// Pieces from these positions on, and through what blocks that end there need (strip_stream.cpp).
+__device__ int lowest_of(const int (&half)[kStripTiers]) {
+  return __reduce_min_sync(~0u, min(half[0], half[1]));
+}
+__device__ int highest_of(const int (&half)[kStripTiers]) {
+  return __reduce_max_sync(~0u, max(half[0], half[1]));
+}
+__device__ int first_piece(const int (&half)[kStripTiers]) {
+  return lowest_of(half) / (2 * kPieceRows);
+}
+__device__ int pieces_until(const int (&half)[kStripTiers]) {
+  return (highest_of(half) / 2 + 1) / kPieceRows + 1;
+}
+
+/// What a warp keeps of its strip.
+struct SharedStrip {
+  uint64_t masks[kMaxChunkBlocks][kStripLanes];  ///< lane_masks of a chunk
+  int track[kStripTracks];                       ///< by rank, in each 32 tracks
+  int end[kStripTracks];                         ///< by rank, then by track
 };
 
-/// Pieces from this position on, and through what a block that ends there needs (strip_stream.cpp).
-__device__ int first_piece(int half) {
-  return __reduce_min_sync(~0u, half) / (2 * kPieceRows);
-}
-__device__ int pieces_until(int half) {
-  return (__reduce_max_sync(~0u, half) / 2 + 1) / kPieceRows + 1;
-}
-
-/// `length` and `first` (mask of the first block) are the lane's, `track_end` the track's.
-__device__ Deal deal_lanes(int length, uint32_t first, int track_end, int lane) {
-  int by_length = 0, by_end = 0;  // ranks
-  for (int i = 0; i < kStripLanes; ++i) {
-    const int other = __shfl_sync(~0u, length, i), end = __shfl_sync(~0u, track_end, i);
-    by_length += other > length || (other == length && i < lane);
-    by_end += end < track_end || (end == track_end && i < lane);
-  }
-  Deal deal{};
-  for (int i = 0; i < kStripLanes; ++i) {
-    if (__shfl_sync(~0u, by_end, i) == by_length) deal.track = i;
-    if (__shfl_sync(~0u, by_length, i) == by_end) deal.lane_of_track = i;
-  }
-  const int lowest = __reduce_max_sync(~0u, track_end) - kMaxLag;
-  deal.half = max(__shfl_sync(~0u, track_end, deal.track), lowest);
-  if ((first & 15u) == 15u) deal.half += deal.half & 1;
-  return deal;
-}
-
-/// One strip on its way through a warp. Counts are the same in all lanes.
-template <bool kWrite>
+/// One strip on its way through a warp. What is no array is the same in all lanes.
 struct StripWalk {
   const TcaBmeView& w;
   const StripShape& shape;
+  SharedStrip& shared;
   int64_t strip;
   int lane;
   uint8_t* record;  ///< the next chunk's
-  uint8_t* rows;    ///< the strip's
   int arrived = 0, strip_rows = 0, max_chunk_rows = 0;
   bool fits = true;
+  /// Of the lane's streams, tier by tier.
+  int track[kStripTiers], half[kStripTiers];
 
-  __device__ uint32_t mask(int block) const { return lane_mask(bitmaps_of(w, strip, block), lane); }
+  __device__ void read_masks(int chunk) {
+    const int begin = shape.block_begin(chunk), blocks = shape.chunk_blocks(chunk);
+    uint64_t bitmaps[kMaxChunkBlocks];
+#pragma unroll
+    for (int i = 0; i < kMaxChunkBlocks; ++i)
+      bitmaps[i] = i < blocks ? bitmaps_of(w, strip, begin + i)[lane] : 0;
+#pragma unroll
+    for (int i = 0; i < kMaxChunkBlocks; ++i) shared.masks[i][lane] = lane_masks(bitmaps[i], lane);
+  }
 
-  __device__ Deal deal(int chunk, int track_end) const {
-    int length = 0;
-    for (int block = shape.block_begin(chunk); block < shape.block_begin(chunk + 1); ++block)
-      length += __popc(mask(block));
-    return deal_lanes(length, mask(shape.block_begin(chunk)), track_end, lane);
+  __device__ uint32_t mask(int block, int tier) const {
+    return uint32_t(shared.masks[block][lane] >> (32 * tier));
+  }
+
+  /// Deals the streams of the chunk whose masks were read. `end` is where tracks `lane` and 32 + `lane`
+  /// ended.
+  __device__ void deal(const int (&end)[kStripTiers]) {
+    int length[kStripTiers] = {}, by_length[kStripTiers] = {}, by_end[kStripTiers] = {};
+    for (int i = 0; i < kMaxChunkBlocks; ++i) {
+      length[0] += __popc(mask(i, 0));
+      length[1] += __popc(mask(i, 1));
+    }
+    for (int i = 0; i < kStripLanes; ++i) {
+#pragma unroll
+      for (int t = 0; t < kStripTiers; ++t) {
+        const int other_length = __shfl_sync(~0u, length[t], i), other_end = __shfl_sync(~0u, end[t], i);
+        by_length[t] += other_length > length[t] || (other_length == length[t] && i < lane);
+        by_end[t] += other_end < end[t] || (other_end == end[t] && i < lane);
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < kStripTiers; ++t) {
+      shared.track[t * kStripLanes + by_end[t]] = t * kStripLanes + lane;
+      shared.end[t * kStripLanes + by_end[t]] = end[t];
+    }
+    __syncwarp();
+    const bool first_is_ahead = __reduce_add_sync(~0u, end[0] - end[1]) > 0;
+    const bool second_is_longer = __reduce_add_sync(~0u, length[1] - length[0]) > 0;
+    const int lowest = highest_of(end) - kMaxLag;
+#pragma unroll
+    for (int t = 0; t < kStripTiers; ++t) {
+      const int rank = (t ^ int(first_is_ahead != second_is_longer)) * kStripLanes + by_length[t];
+      track[t] = shared.track[rank];
+      half[t] = max(shared.end[rank], lowest);
+      if ((mask(0, t) & 15u) == 15u) half[t] += half[t] & 1;
+    }
+    __syncwarp();
+  }
+
+  /// Moves `half` on by a block and writes its masks.
+  __device__ void write_masks(int block, int blocks) {
+    uint32_t words[kStripTiers];
+#pragma unroll
+    for (int t = 0; t < kStripTiers; ++t) {
+      const uint32_t padded =
+          mask_with_zeros(half[t], mask(block, t), block + 1 < blocks ? mask(block + 1, t) : 0u);
+      half[t] += __popc(padded);
+      words[t] = arrange_mask(padded);
+    }
+    reinterpret_cast<uint2*>(record + sizeof(ChunkHead) + block * kMaskRowBytes)[lane] =
+        make_uint2(words[0], words[1]);
   }
 
   __device__ void walk() {
-    Deal current = deal(0, 0);
-    for (int chunk = 0; chunk < shape.chunks; ++chunk) {
-      const int begin = shape.block_begin(chunk), blocks = shape.block_begin(chunk + 1) - begin;
-      int half = current.half, used = first_piece(half);
-      const int first_row = __reduce_min_sync(~0u, half) / 2;
-      ChunkHead* head = reinterpret_cast<ChunkHead*>(record);
-      if (kWrite) {
-        head->start[lane] = uint16_t(chunk_start(current.track, half - used * 2 * kPieceRows));
-        if (lane < kMaxChunkBlocks) head->events[lane] = 0;
-      }
-      const int arrived_before = arrived - used;
-      int first_wait = 0;
-      uint64_t events = 0;
-      uint32_t next = mask(begin);
-      for (int i = 0; i < blocks; ++i) {
-        const uint32_t natural = next;
-        next = i + 1 < blocks ? mask(begin + i + 1) : 0u;
-        const uint32_t padded = mask_with_zeros(half, natural, next);
-        if (kWrite) {
-          reinterpret_cast<uint32_t*>(record + sizeof(ChunkHead) + i * kTrackRowBytes)[lane] =
-              arrange_mask(padded);
-          write_block(begin + i, current.track, half, padded);
-        }
-        half += __popc(padded);
-        const int needed = max(arrived, pieces_until(half));
-        if (i == 0) {
-          first_wait = needed - arrived;
-        } else {
-          events |= uint64_t(uint32_t(needed - arrived) & 15u) << (8 * (i - 1));
-        }
-        arrived = needed;
-        fits = fits && arrived - used <= kRingPieces;
-        if (i + 1 < blocks) {
-          events |= uint64_t(uint32_t(first_piece(half) - used) & 15u) << (8 * i + 4);
-          used = first_piece(half);
-        }
-      }
-      const int end = (__reduce_max_sync(~0u, half) + 1) / 2;
-      strip_rows = max(strip_rows, end);
-      max_chunk_rows = max(max_chunk_rows, end - first_row);
-      int used_after = arrived;
-      if (chunk + 1 < shape.chunks) {
-        current = deal(chunk + 1, __shfl_sync(~0u, half, current.lane_of_track));
-        used_after = first_piece(current.half);
-      }
-      events |= uint64_t(uint32_t(min(used_after - used, 15))) << (8 * (blocks - 1) + 4);
-      if (kWrite && lane == 0) {
-        head->first_row = uint32_t(first_row);
-        head->rows = uint16_t(end - first_row);
-        head->blocks = uint8_t(blocks);
-        head->waits = uint8_t(first_wait | arrived_before << 4);
-        *reinterpret_cast<uint64_t*>(head->events) = events;
-      }
-      record += sizeof(ChunkHead) + blocks * kTrackRowBytes;
-    }
+    read_masks(0);
+    deal({0, 0});
+    for (int chunk = 0; chunk < shape.chunks; ++chunk) walk_chunk(chunk);
   }
 
-  /// This lane's values of one block to its track; explicit zeros are there already.
-  __device__ void write_block(int block, int track, int half, uint32_t padded) {
-    const uint64_t* bitmaps = bitmaps_of(w, strip, block);
-    const int above = int(strip % 4) * 16;  // bitmaps of the strips above in the GroupTile
-    int before = 0;
-    for (int i = lane; i < above; i += kStripLanes) before += __popcll(bitmaps[i - above]);
-    int64_t value = w.offset(strip / 4 * group_tiles(w.k) + block) + int64_t(__reduce_add_sync(~0u, before));
-    auto* halves = reinterpret_cast<uint16_t*>(rows + track * 4);
-    for (int i = 0; i < 16; ++i) {
-      const uint64_t bitmap = bitmaps[i], below = (uint64_t{1} << (2 * lane)) - 1;
-      const Half* next = w.values + value + __popcll(bitmap & below);
-      for (int bit = 0; bit < 2; ++bit) {
-        const bool there = bitmap >> (2 * lane + bit) & 1;
-        if (there) halves[int64_t(half / 2) * (kTrackRowBytes / 2) + half % 2] = (next++)->bits;
-        half += int(padded >> (2 * i + bit) & 1u);
+  /// Writes a chunk's record and deals the next one.
+  __device__ void walk_chunk(int chunk) {
+    const int blocks = shape.chunk_blocks(chunk), first_row = lowest_of(half) / 2;
+    ChunkHead* head = reinterpret_cast<ChunkHead*>(record);
+    int used = first_row / kPieceRows;
+#pragma unroll
+    for (int t = 0; t < kStripTiers; ++t)
+      head->start[lane][t] = uint16_t(chunk_start(track[t], half[t] - used * 2 * kPieceRows));
+    const int arrived_before = arrived - used;
+    int first_wait = 0;
+    uint64_t events = 0;
+    for (int i = 0; i < blocks; ++i) {
+      write_masks(i, blocks);
+      const int needed = max(arrived, pieces_until(half));
+      if (i == 0) {
+        first_wait = needed - arrived;
+      } else {
+        events |= uint64_t(uint32_t(needed - arrived) & 15u) << (8 * (i - 1));
       }
-      value += __popcll(bitmap);
+      arrived = needed;
+      fits = fits && arrived - used <= kRingPieces;
+      if (i + 1 < blocks) {
+        const int used_next = first_piece(half);
+        events |= uint64_t(uint32_t(used_next - used) & 15u) << (8 * i + 4);
+        used = used_next;
+      }
     }
+    const int end = (highest_of(half) + 1) / 2;
+    strip_rows = max(strip_rows, end);
+    max_chunk_rows = max(max_chunk_rows, end - first_row);
+    int used_after = arrived;
+    if (chunk + 1 < shape.chunks) {
+      shared.end[track[0]] = half[0];
+      shared.end[track[1]] = half[1];
+      __syncwarp();
+      const int track_end[kStripTiers] = {shared.end[lane], shared.end[kStripLanes + lane]};
+      __syncwarp();
+      read_masks(chunk + 1);
+      deal(track_end);
+      used_after = first_piece(half);
+    }
+    events |= uint64_t(uint32_t(min(used_after - used, 15))) << (8 * (blocks - 1) + 4);
+    if (lane == 0) {
+      head->first_row = uint32_t(first_row);
+      head->rows = uint16_t(end - first_row);
+      head->blocks = uint8_t(blocks);
+      head->waits = uint8_t(first_wait | arrived_before << 4);
+      *reinterpret_cast<uint64_t*>(head->events) = events;
+    }
+    record += sizeof(ChunkHead) + blocks * kMaskRowBytes;
   }
 };
 
-/// Which strip this warp has, or none.
-__device__ int64_t strip_of_warp() {
-  return (int64_t(blockIdx.x) * kThreads + threadIdx.x) / kStripLanes;
-}
-
-__global__ void __launch_bounds__(kThreads)
-    measure(TcaBmeView w, StripShape shape, StripPlace* places, uint64_t* rows, Totals* totals) {
-  const int64_t strip = strip_of_warp();
-  if (strip >= shape.strips()) return;
-  StripWalk<false> walk{w, shape, strip, int(threadIdx.x) % kStripLanes, nullptr, nullptr};
+/// Writes all records, `places[].pieces` and how many rows each strip has. A thread block is a warp.
+__global__ void __launch_bounds__(kStripLanes)
+    write_records(TcaBmeView w, StripShape shape, uint8_t* records, StripPlace* places, uint64_t* rows,
+                  Totals* totals) {
+  __shared__ SharedStrip shared;
+  const int64_t strip = blockIdx.x;
+  StripWalk walk{w, shape, shared, strip, int(threadIdx.x), records + strip * shape.record_bytes()};
   walk.walk();
   if (walk.lane != 0) return;
   places[strip].pieces = uint32_t(walk.arrived);
@@ -178,35 +220,98 @@ __global__ void __launch_bounds__(kThreads)
   if (!walk.fits) atomicAdd(&totals->uneven, 1);
 }
 
-__global__ void __launch_bounds__(kThreads)
-    write(TcaBmeView w, StripShape shape, StripPlace* places, const uint64_t* row_begins, uint8_t* records,
-          uint8_t* values) {
-  const int64_t strip = strip_of_warp();
-  if (strip >= shape.strips()) return;
-  const int lane = int(threadIdx.x) % kStripLanes;
-  if (lane == 0) places[strip].row = uint32_t(row_begins[strip]);
-  StripWalk<true> walk{w,
-                       shape,
-                       strip,
-                       lane,
-                       records + strip * shape.record_bytes(),
-                       values + row_begins[strip] * kTrackRowBytes};
-  walk.walk();
+/// A block's values on their way from the canonical array to the tracks.
+struct BlockScatter {
+  const Half* values;  ///< the strip's first of this block
+  uint64_t bitmap;     ///< the strip's bitmap `lane` of this block
+  uint16_t* rows;      ///< the chunk's first piece
+  int lane;
+  int track[kStripTiers], half[kStripTiers];  ///< half from the chunk's first piece on
+  uint32_t word[kStripTiers];                 ///< masks as stored
+
+  __device__ void put(int tier, const Half* value) {
+    const uint16_t bits = __ldg(&value->bits);  // so that loads may overtake stores
+    rows[half[tier] / 2 * (kTrackRowBytes / 2) + track[tier] * 2 + half[tier] % 2] = bits;
+  }
+
+  __device__ void run() {
+    const int count = __popcll(bitmap);
+    int through = count;  // values up to and with this lane's bitmap
+#pragma unroll
+    for (int step = 1; step < kStripLanes; step *= 2) {
+      const int other = __shfl_up_sync(~0u, through, step);
+      through += lane >= step ? other : 0;
+    }
+    const int begin = through - count;
+    const uint64_t below = (uint64_t{1} << (2 * lane)) - 1;
+#pragma unroll
+    for (int i = 0; i < kBitmapsPerBlock; ++i) {
+      const int tier = i / 16, tile = i % 16 / 4;
+      const uint64_t bits = __shfl_sync(~0u, bitmap, i);
+      const Half* next = values + __shfl_sync(~0u, begin, i) + __popcll(bits & below);
+      const uint32_t there = uint32_t(bits >> (2 * lane)) & 3u;
+      const uint32_t stored = word[tier] >> (16 * (tile % 2) + 4 * (i % 4) + 2 * (tile / 2)) & 3u;
+      if (there & 1u) put(tier, next);
+      half[tier] += int(stored & 1u);
+      if (there & 2u) put(tier, next + (there & 1u));
+      half[tier] += int(stored >> 1);
+    }
+  }
+};
+
+/// Writes all values and `places[].row`. A thread block is a chunk of a strip.
+__global__ void __launch_bounds__(kMaxChunkBlocks* kStripLanes)
+    write_values(TcaBmeView w, StripShape shape, const uint8_t* records, const uint64_t* row_begins,
+                 StripPlace* places, uint8_t* values) {
+  const int64_t strip = blockIdx.x / unsigned(shape.chunks);
+  const int chunk = int(blockIdx.x % unsigned(shape.chunks));
+  const int lane = int(threadIdx.x) % kStripLanes, block = int(threadIdx.x) / kStripLanes;
+  if (chunk == 0 && threadIdx.x == 0) places[strip].row = uint32_t(row_begins[strip]);
+  if (block >= shape.chunk_blocks(chunk)) return;
+
+  const uint8_t* record = records + strip * shape.record_bytes() + shape.record_begin(chunk);
+  const auto* head = reinterpret_cast<const ChunkHead*>(record);
+  const auto* masks = reinterpret_cast<const uint2*>(record + sizeof(ChunkHead)) + lane;
+  const uint64_t* bitmaps = bitmaps_of(w, strip, shape.block_begin(chunk) + block);
+  const int64_t group = group_of(w, strip, shape.block_begin(chunk) + block);
+  int above = 0;  // values of the strip above in the GroupTile
+  if (strip % kStripsPerGroupTile)
+    above = __reduce_add_sync(~0u, __popcll((bitmaps - kBitmapsPerBlock)[lane]));
+
+  BlockScatter block_scatter{};
+  block_scatter.values = w.values + w.offset(group) + above;
+  block_scatter.bitmap = bitmaps[lane];
+  const int64_t row = int64_t(row_begins[strip]) + head->first_row / kPieceRows * kPieceRows;
+  block_scatter.rows = reinterpret_cast<uint16_t*>(values + row * kTrackRowBytes);
+  block_scatter.lane = lane;
+#pragma unroll
+  for (int t = 0; t < kStripTiers; ++t) {
+    const uint32_t start = head->start[lane][t];
+    block_scatter.track[t] = start_track(start);
+    block_scatter.half[t] = int(start_position(start) / 16);
+  }
+  for (int i = 0; i < block; ++i) {
+    const uint2 before = masks[i * kStripLanes];
+    block_scatter.half[0] += __popc(before.x);
+    block_scatter.half[1] += __popc(before.y);
+  }
+  const uint2 own = masks[block * kStripLanes];
+  block_scatter.word[0] = own.x;
+  block_scatter.word[1] = own.y;
+  block_scatter.run();
 }
 
-struct Measured {
-  std::shared_ptr<void> places, row_begins;
+/// What `write_records` has made.
+struct Records {
+  std::shared_ptr<void> memory, places, row_begins;
   uint64_t rows = 0;
   Totals totals{};
 };
 
-unsigned grid_of(const StripShape& shape) {
-  return unsigned((shape.strips() * kStripLanes + kThreads - 1) / kThreads);
-}
-
-Measured measure_on_device(Context& context, const TcaBmeView& w, const StripShape& shape) {
+Records make_records(Context& context, const TcaBmeView& w, const StripShape& shape) {
   const size_t strips = size_t(shape.strips());
-  Measured out;
+  Records out;
+  out.memory = context.allocate_shared(strips * size_t(shape.record_bytes()));
   out.places = context.allocate_shared(strips * sizeof(StripPlace));
   out.row_begins = context.allocate_shared((strips + 1) * sizeof(uint64_t));
   auto* rows = static_cast<uint64_t*>(out.row_begins.get());
@@ -214,9 +319,10 @@ Measured measure_on_device(Context& context, const TcaBmeView& w, const StripSha
   const cudaStream_t stream = context.stream();
   SPINFER_CUDA_CHECK(cudaMemsetAsync(totals.get(), 0, sizeof(Totals), stream));
   SPINFER_CUDA_CHECK(cudaMemsetAsync(rows + strips, 0, sizeof(uint64_t), stream));
-  measure<<<grid_of(shape), kThreads, 0, stream>>>(w, shape, static_cast<StripPlace*>(out.places.get()), rows,
-                                                   static_cast<Totals*>(totals.get()));
-  SPINFER_LAUNCH_CHECK("strip stream measure");
+  write_records<<<unsigned(strips), kStripLanes, 0, stream>>>(
+      w, shape, static_cast<uint8_t*>(out.memory.get()), static_cast<StripPlace*>(out.places.get()), rows,
+      static_cast<Totals*>(totals.get()));
+  SPINFER_LAUNCH_CHECK("strip stream records");
   size_t scan_bytes = 0;
   SPINFER_CUDA_CHECK(cub::DeviceScan::ExclusiveSum(nullptr, scan_bytes, rows, int64_t(strips + 1), stream));
   const auto scan = context.allocate_shared(scan_bytes);
@@ -243,36 +349,37 @@ StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& w, i
   StripShape shape{w.m, w.k, chunks};
   check(chunks >= 1 && chunks <= shape.blocks() && shape.max_chunk_blocks() <= kMaxChunkBlocks,
         "strip streams of {}×{}: {} chunks are no legal cut", w.m, w.k, chunks);
-  Measured measured = measure_on_device(context, w, shape);
-  while (measured.totals.uneven > 0) {
+  Records records = make_records(context, w, shape);
+  while (records.totals.uneven > 0) {
     shape.chunks = refine_strip_chunks(shape);
-    measured = measure_on_device(context, w, shape);
+    records = {};
+    records = make_records(context, w, shape);
   }
   const size_t strips = size_t(shape.strips());
   const size_t ticket_bytes = strips * sizeof(uint32_t);
-  const size_t value_bytes = size_t(measured.rows + kPieceRows + 1) * kTrackRowBytes;
-  const auto records = context.allocate_shared(strips * size_t(shape.record_bytes()));
+  const size_t value_bytes = size_t(records.rows + kPieceRows + 1) * kTrackRowBytes;
   const auto values = context.allocate_shared(value_bytes);
   const auto tickets = context.allocate_shared(ticket_bytes);
   SPINFER_CUDA_CHECK(cudaMemsetAsync(tickets.get(), 0, ticket_bytes, context.stream()));
   SPINFER_CUDA_CHECK(cudaMemsetAsync(values.get(), 0, value_bytes, context.stream()));
-  write<<<grid_of(shape), kThreads, 0, context.stream()>>>(
-      w, shape, static_cast<StripPlace*>(measured.places.get()),
-      static_cast<const uint64_t*>(measured.row_begins.get()), static_cast<uint8_t*>(records.get()),
-      static_cast<uint8_t*>(values.get()));
-  SPINFER_LAUNCH_CHECK("strip stream write");
+  write_values<<<unsigned(strips) * unsigned(shape.chunks), unsigned(shape.max_chunk_blocks() * kStripLanes),
+                 0, context.stream()>>>(w, shape, static_cast<const uint8_t*>(records.memory.get()),
+                                        static_cast<const uint64_t*>(records.row_begins.get()),
+                                        static_cast<StripPlace*>(records.places.get()),
+                                        static_cast<uint8_t*>(values.get()));
+  SPINFER_LAUNCH_CHECK("strip stream values");
   SPINFER_CUDA_CHECK(cudaStreamSynchronize(context.stream()));
 
   StripStream out;
   out.view.shape = shape;
-  out.view.records = static_cast<const uint8_t*>(records.get());
-  out.view.places = static_cast<const StripPlace*>(measured.places.get());
+  out.view.records = static_cast<const uint8_t*>(records.memory.get());
+  out.view.places = static_cast<const StripPlace*>(records.places.get());
   out.view.values = static_cast<const uint8_t*>(values.get());
-  out.view.rows = int64_t(measured.rows);
-  out.view.max_chunk_rows = measured.totals.max_chunk_rows;
+  out.view.rows = int64_t(records.rows);
+  out.view.max_chunk_rows = records.totals.max_chunk_rows;
   out.tickets = static_cast<uint32_t*>(tickets.get());
   out.device_bytes = out.view.bytes() + int64_t(ticket_bytes);
-  out.storage = {records, values, measured.places, tickets};
+  out.storage = {records.memory, values, records.places, tickets};
   return out;
 }
 
