@@ -78,6 +78,7 @@ Context::~Context() {
   cublasLtDestroy(lt_);
   cublasDestroy(blas_);
   release(workspace_);
+  release(partial_sums_);
   release(flags_);
   release(blas_workspace_);
   cudaStreamDestroy(stream_);
@@ -89,7 +90,8 @@ DeviceInfo Context::info() const {
   size_t free = 0, total = 0;
   SPINFER_CUDA_CHECK(cudaMemGetInfo(&free, &total));
   info.free_bytes = int64_t(free);
-  info.scratch_bytes = int64_t(workspace_bytes_ + kBlasWorkspaceBytes + kFlags * sizeof(int));
+  info.scratch_bytes = int64_t(workspace_bytes_ + kBlasWorkspaceBytes + kFlags * sizeof(int) +
+                               (partial_sums_ ? partial_sum_bytes() : 0));
   info.peers = peers_of(ordinal_, device_count());
   return info;
 }
@@ -136,6 +138,17 @@ void Context::upload(void* device, const void* host, size_t bytes) {
   if (bytes <= OpState::kMostStaged) return op_state_->upload(*this, device, host, bytes);
   if (!weight_upload_) weight_upload_ = std::make_unique<WeightUpload>();
   weight_upload_->copy(*this, device, host, bytes);
+}
+
+void* Context::partial_sums() {
+  if (partial_sums_) return partial_sums_;
+  check(!capturing(), "device {}: the first sparse weight is prepared before graphs are captured", ordinal_);
+  const size_t bytes = partial_sum_bytes();
+  void* memory = allocate(bytes);
+  const cudaError_t status = cudaMemsetAsync(memory, 0xff, bytes, stream_);
+  if (status != cudaSuccess) release(memory);
+  SPINFER_CUDA_CHECK(status);
+  return partial_sums_ = memory;
 }
 
 void* Context::workspace(size_t bytes) {

@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/spmm_plan.h"
 #include "kernels/gpu_footprint.h"
 
 namespace spinfer::cuda {
@@ -71,11 +72,16 @@ class Context {
   /// [kFlags], zero between kernels: whoever raises one sees to it that it is lowered in the same launch.
   static constexpr int kFlags = 4096;
   int* flags() const { return flags_; }
+  /// Partial sums of the decode SpMM (spmm_stream.cu), kPartialBytesPerBlock a multiprocessor, all ones
+  /// between kernels. Allocated on the first call, which must not come during a capture.
+  void* partial_sums();
   /// Scratch lent to cuBLAS and cuBLASLt calls.
   static constexpr size_t kBlasWorkspaceBytes = size_t(kGpuBlasWorkspaceBytes);
   void* blas_workspace() const { return blas_workspace_; }
 
  private:
+  size_t partial_sum_bytes() const { return size_t(facts_.sm_count) * size_t(kPartialBytesPerBlock); }
+
   int ordinal_ = 0;
   bool deterministic_ = false;
   GpuFacts facts_;
@@ -85,6 +91,7 @@ class Context {
   cublasLtHandle_t lt_ = nullptr;
   void* blas_workspace_ = nullptr;
   int* flags_ = nullptr;
+  void* partial_sums_ = nullptr;
   void* workspace_ = nullptr;
   size_t workspace_bytes_ = 0;
   uint64_t memory_version_ = 0;

@@ -82,8 +82,8 @@ constexpr int kReservedPrefillTokens = 1024;
 /// epilogues that cuBLASLt lacks take more): grown now, before the KV cache takes what is left.
 void reserve_workspace(Context& context, const Linear& w) {
   size_t bytes = align_up(size_t(gpu_linear_workspace_bytes(w.m, w.k, !w.is_dense())));
-  if (const StripStream* streams = streams_of(w)) {
-    bytes = std::max(bytes, spmm_workspace_bytes(*streams, context.facts()));
+  if (streams_of(w)) {
+    context.partial_sums();
     const size_t copy = w.k % 8 ? size_t(kReservedPrefillTokens) * size_t(w.k + 8) * sizeof(Half) : 0;
     bytes = std::max(bytes, prefill_workspace_bytes(context.facts()) + copy);
   } else if (!w.is_dense()) {

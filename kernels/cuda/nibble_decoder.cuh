@@ -51,14 +51,27 @@ struct NibbleWindow {
   NibbleEntry entry;
   uint32_t w0, w1;    ///< the words that hold its values
   uint32_t position;  ///< shift amount, modulo 32
+};
 
+/// A nibble that has come.
+struct NibbleValues {
+  NibbleEntry entry;
+  uint32_t v01, v23;  ///< the stream's next four values
+
+  /// Waits for the words. Volatile: it must not sink below what gives the words up.
+  __device__ void take(const NibbleWindow& window) {
+    entry = window.entry;
+    asm volatile("shf.r.wrap.b32 %0, %1, %2, %3;"
+                 : "=r"(v01)
+                 : "r"(window.w0), "r"(window.w1), "r"(window.position));
+    asm volatile("shf.r.wrap.b32 %0, %1, 0, %2;" : "=r"(v23) : "r"(window.w1), "r"(window.position));
+  }
   __device__ void assemble(uint32_t* a) const {
-    const uint32_t v01 = __funnelshift_r(w0, w1, position);
-    uint32_t v23 = __funnelshift_r(w1, 0, position);
     // Only a full nibble reads the fourth value: elsewhere it is cleared, to be the selectors' zero.
-    asm("lop3.b32 %0, %1, %2, 0xffff, 0xe0;" : "=r"(v23) : "r"(v23), "r"(entry.first));
-    a[0] = permute_bytes(v01, v23, entry.first);
-    a[1] = permute_bytes(v01, v23, entry.second);
+    uint32_t last;
+    asm("lop3.b32 %0, %1, %2, 0xffff, 0xe0;" : "=r"(last) : "r"(v23), "r"(entry.first));
+    a[0] = permute_bytes(v01, last, entry.first);
+    a[1] = permute_bytes(v01, last, entry.second);
   }
 };
 
@@ -71,6 +84,7 @@ struct StreamPlace {
 /// Half a block of all the lane's streams on its way.
 using StripEntries = NibbleEntry[kStripTiers][4];
 using StripWindows = NibbleWindow[kStripTiers][4];
+using StripValues = NibbleValues[kStripTiers][4];
 
 /// The table's constants in registers, and the two steps of bringing half a block (two tiles a stream): the
 /// nibbles' entries, which depend on the masks alone, then their values, which lie where the ones before

@@ -43,11 +43,6 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-/// __syncthreads for warps that come to it from different places.
-__device__ inline void meet_block() {
-  asm volatile("barrier.sync 0;" ::: "memory");
-}
-
 /// `threads` threads of the block meet at a named barrier, 1 … 15: those that wait, and those that only
 /// arrive.
 __device__ inline void named_barrier(int id, int threads) {
@@ -101,6 +96,10 @@ __device__ inline void copy_bulk(uint32_t shared, const void* global, uint32_t b
       "l"(global), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
 }
+/// Brings a tensor map, a kernel parameter, near before its first use.
+__device__ inline void prefetch_map(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 /// The box of `map` at (column, row), swizzled as the map says; completes on `barrier`.
 __device__ inline void copy_box(uint32_t shared, const CUtensorMap* map, int column, int row,
                                 uint32_t barrier) {
@@ -110,23 +109,19 @@ __device__ inline void copy_box(uint32_t shared, const CUtensorMap* map, int col
       "l"(map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
-/// What other blocks' atomics have made of the value. `fence_acquire` before what they wrote is read.
-__device__ inline uint32_t load_relaxed(const uint32_t* global) {
-  uint32_t value;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(global) : "memory");
-  return value;
-}
-__device__ inline void fence_acquire() {
-  asm volatile("fence.acq_rel.gpu;" ::: "memory");
-}
-/// Adds; orders what its warp wrote before, and what it reads after.
-__device__ inline uint32_t add_acquire_release(uint32_t* global, uint32_t value) {
-  uint32_t old;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
-               : "=r"(old)
-               : "l"(global), "r"(value)
+/// Words that other blocks write meanwhile, or shall see: each by itself, in no order.
+__device__ inline float4 load_relaxed(const float4* global) {
+  float4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "l"(global)
                : "memory");
-  return old;
+  return v;
+}
+__device__ inline void store_relaxed(float4* global, float4 v) {
+  asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(global), "f"(v.x), "f"(v.y),
+               "f"(v.z), "f"(v.w)
+               : "memory");
 }
 /// Waits until the grids before have finished and their writes are visible (programmatic dependent launch).
 __device__ inline void wait_for_previous_grids() {

@@ -15,14 +15,10 @@ namespace spinfer::cuda {
 
 class Context;
 
-inline constexpr int kStreamMaxTokens = 64;
-
 /// A weight in the device layout. `Linear::layout` points to one of these (host memory) where a GPU weight
 /// has it.
 struct StripStream {
   StripStreamView view;         ///< device pointers
-  uint32_t* tickets = nullptr;  ///< [strips], device, zero between launches
-
   int64_t device_bytes = 0;     ///< all of it
   std::vector<std::shared_ptr<const void>> storage;
 };
@@ -45,9 +41,6 @@ struct SpmmArgs {
   void* y = nullptr;               ///< [n][m] Half, or float if `fp32_out`
   bool fp32_out = false;           ///< logits: not rounded to fp16; no residual
 };
-
-/// Workspace `spmm_stream` takes from the context for this weight, whatever n is.
-size_t spmm_workspace_bytes(const StripStream& w, const GpuFacts& gpu);
 
 /// Queues it on the context's stream, as a programmatic dependent launch: weights stream in while the kernel
 /// before still runs. The result of a token depends on its x alone, bit for bit, whatever n is.

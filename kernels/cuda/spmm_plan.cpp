@@ -61,8 +61,7 @@ int refine_strip_chunks(const StripShape& shape) {
 }
 
 std::string SpmmPlan::to_string() const {
-  return fmt::format("stream n_tile {} teams {} units {} grid {} workspace {} B", n_tile, teams, units, grid,
-                     workspace_bytes);
+  return fmt::format("stream n_tile {} teams {} units {} grid {}", n_tile, teams, units, grid);
 }
 
 SpmmPlan plan_spmm(const StripShape& shape, int n, const GpuFacts& gpu) {
@@ -71,8 +70,6 @@ SpmmPlan plan_spmm(const StripShape& shape, int n, const GpuFacts& gpu) {
   plan.teams = teams_of(shape);
   plan.units = plan.teams * shape.chunks;
   plan.grid = int(std::min<int64_t>(plan.units, gpu.sm_count));
-  plan.workspace_bytes =
-      size_t(plan.grid) * 2 * kSpmmWarps * kStripRows * size_t(plan.n_tile) * sizeof(float);
   return plan;
 }
 

@@ -11,8 +11,15 @@ namespace spinfer::cuda {
 
 struct GpuFacts;
 
+inline constexpr int kStreamMaxTokens = 64;
+
 /// Multiplying warps of a thread block, a strip each; their strips are a team. One more warp brings X.
 inline constexpr int kSpmmWarps = 8;
+
+/// fp32 sums of the teams that a thread block shares with others, for the most tokens: the first of its run
+/// and the last.
+inline constexpr int64_t kPartialBytesPerBlock =
+    int64_t{2} * kSpmmWarps * kStripRows * kStreamMaxTokens * int64_t(sizeof(float));
 
 /// Shared memory of a thread block at most.
 inline constexpr int kSpmmSharedBytes = 227 * 1024;
@@ -30,7 +37,6 @@ struct SpmmPlan {
   int64_t teams = 1;
   int64_t units = 1;  ///< teams · chunks
   int grid = 1;
-  size_t workspace_bytes = 0;  ///< fp32 partial sums of teams that two or more blocks share
 
   std::string to_string() const;
 };

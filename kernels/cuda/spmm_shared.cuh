@@ -28,6 +28,9 @@ struct FastDivisor {
   }
 };
 
+/// Where a partial sum is still to come: a NaN that no arithmetic makes.
+inline constexpr uint32_t kAbsentSum = 0xffffffffu;
+
 /// Everything a launch needs, by value.
 struct Problem {
   StripShape shape;
@@ -48,8 +51,7 @@ struct Problem {
   Epilogue epilogue;
   void* y;  // [n][m]
   bool fp32_out;
-  float4* partials;   // [grid][2][kSpmmWarps][n_tile / 4][32]
-  uint32_t* tickets;  // [strips]
+  float4* partials;  // [grid][2][kSpmmWarps][n_tile / 4][32], between launches kAbsentSum in every word
 };
 
 /// Room for X in a stage, in blocks of 64 columns: each stage costs a warp some 40 instructions, so few
@@ -78,10 +80,10 @@ struct alignas(128) WarpMap {
 template <int kN>
 struct SharedMap {
   alignas(1024) uint8_t x[kXStages<kN>][kXBlocks<kN>][kN * 128];  // [token][64 columns], 128-byte swizzle
+  WarpMap warp[kSpmmWarps];  // behind the last record lanes read on, by a row of masks
+  NibbleTable table;
   uint64_t x_full[kXStages<kN>];
   uint64_t x_empty[kXStages<kN>];
-  NibbleTable table;
-  WarpMap warp[kSpmmWarps];
 };
 
 __device__ inline int first_unit(const Problem& p, int block) {

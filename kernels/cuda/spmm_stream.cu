@@ -64,6 +64,12 @@ namespace {
 
 using namespace spmm;
 
+constexpr int kStartBarrier = 1;
+
+/// A strip's sums: each tier's in its C fragment.
+template <int kN>
+using StripSums = float[kStripTiers][kN / 2];
+
 /// Stage and phase of X as a multiplying warp sees them. A stage is let go one tile late: its last wgmma is
 /// then over.
 template <int kN>
@@ -89,6 +95,12 @@ struct XStage {
   }
 };
 
+template <int kN>
+__device__ void clear(StripSums<kN>& acc) {
+#pragma unroll
+  for (int i = 0; i < kN; ++i) acc[i / (kN / 2)][i % (kN / 2)] = 0.0f;
+}
+
 /// Keeps the compiler from computing a shared address anew wherever it is used.
 __device__ inline uint32_t once(uint32_t address) {
   asm volatile("mov.b32 %0, %1;" : "=r"(address) : "r"(address));
@@ -97,10 +109,6 @@ __device__ inline uint32_t once(uint32_t address) {
 
 template <int kN>
 inline constexpr bool kUseWgmma = kN >= 32;
-
-/// A strip's sums: each tier's in its C fragment.
-template <int kN>
-using StripSums = float[kStripTiers][kN / 2];
 
 /// acc += two assembled tiles · X's columns of a pair, by wgmma. X is read from shared memory by the tensor
 /// cores.
@@ -157,11 +165,18 @@ struct WarpMultiplier {
 
 using Decoder = NibbleDecoder<kRingRows>;
 
-__device__ inline void assemble(const StripWindows& windows, uint32_t (&a)[kStripTiers][8]) {
+__device__ inline void take(const StripWindows& windows, StripValues& values) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int t = 0; t < kStripTiers; ++t) values[t][i].take(windows[t][i]);
+  }
+}
+__device__ inline void assemble(const StripValues& values, uint32_t (&a)[kStripTiers][8]) {
 #pragma unroll
   for (int t = 0; t < kStripTiers; ++t) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) windows[t][i].assemble(a[t] + 2 * i);
+    for (int i = 0; i < 4; ++i) values[t][i].assemble(a[t] + 2 * i);
   }
 }
 
@@ -266,27 +281,30 @@ __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decode
     do {
       uint32_t a[kStripTiers][8], b[kStripTiers][8], event;
       StripEntries entries;
+      StripValues values;
       asm volatile("ld.shared.u8 %0, [%1];" : "=r"(event) : "r"(events));
       decoder.load_entries(masks, 1, entries);
-      multiplier.load(0);
       mask += kMaskRowBytes;
-      if (left > 1) {
-        StripCursor::load_masks(mask, masks);
-      } else if (more) {
-        cursor.read_head(1, lane);
-#pragma unroll
-        for (int t = 0; t < kStripTiers; ++t) masks[t] = cursor.head.masks[t];
-      }
-      assemble(windows, a);
+      StripCursor::load_masks(mask, masks);  // behind the last block: something, unused
+      multiplier.load(0);
+      take(windows, values);
       decoder.load_values(entries, cursor.places, windows);
+      assemble(values, a);
       multiplier.multiply(acc, a, 0);
       if (kUseWgmma<kN>) x.let_go(lane);
       decoder.load_entries(masks, 0, entries);
       multiplier.load(1);
-      assemble(windows, b);
-      if (event) cursor.pass(event);
-      if (left == 1 && more) cursor.enter(p, next_is_first_of_strip, false);
+      take(windows, values);
+      if (event != 0 || left == 1) {
+        if (event) cursor.pass(event);
+        if (left == 1 && more) {
+          cursor.read_head(1, lane);
+          decoder.load_entries(cursor.head.masks, 0, entries);
+          cursor.enter(p, next_is_first_of_strip, false);
+        }
+      }
       decoder.load_values(entries, cursor.places, windows);
+      assemble(values, b);
       multiplier.multiply(acc, b, 1);
       multiplier.next_block();
       ++events;
@@ -297,162 +315,157 @@ __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decode
   }
 }
 
+/// What a warp without a strip does while the others multiply a chunk: lets X pass. A warpgroup's wgmmas need
+/// all of its warps.
+template <int kN>
+__device__ void pass_chunk(const Problem& p, uint32_t x_stages, int blocks, XStage<kN>& x, int lane,
+                           StripSums<kN>& acc) {
+#pragma unroll 1
+  for (int block = 0; block < blocks; block += p.x_blocks) {
+    x.wait();
+    if constexpr (kUseWgmma<kN>) {
+      const uint32_t zeros[kStripTiers][8] = {};
+      WarpgroupMultiplier<kN> multiplier(x_stages + x.stage * uint32_t(sizeof(SharedMap<kN>::x[0])), lane);
+#pragma unroll 1
+      for (int i = 2 * min(p.x_blocks, blocks - block); i > 0; --i) {
+        multiplier.multiply(acc, zeros, i % 2);
+        x.let_go(lane);
+      }
+      ptx::wgmma_wait<0>();
+    } else {
+      x.let_go(lane);
+    }
+    x.next();
+  }
+}
+
 /// The activations that are more than a comparison. Out of the way: inlined for every sum they would be most
 /// of the kernel's code.
-template <int kN>
-__device__ void activate_slowly(Activation act, StripSums<kN>& y) {
-  float values[kN];
-#pragma unroll
-  for (int i = 0; i < kN; ++i) values[i] = y[i / (kN / 2)][i % (kN / 2)];
-#pragma unroll 1
-  for (int i = 0; i < kN; ++i) values[i] = activate(values[i], act);
-#pragma unroll
-  for (int i = 0; i < kN; ++i) y[i / (kN / 2)][i % (kN / 2)] = values[i];
+__device__ __noinline__ float4 activate_slowly(float4 y, Activation act) {
+  return {activate(y.x, act), activate(y.y, act), activate(y.z, act), activate(y.w, act)};
 }
 
-/// Rows of `strip` to y, with the epilogue.
-template <int kN>
-__device__ void store_rows(const Problem& p, int strip, int lane, StripSums<kN>& y) {
-  const int64_t top = int64_t(strip) * kStripRows + lane / 4;
-#pragma unroll
-  for (int eight = 0; eight < kStripRows / 8; ++eight) {
-    const int64_t row = top + eight * 8;
-    const float bias = p.epilogue.bias && row < p.shape.m ? __half2float(p.epilogue.bias[row]) : 0.0f;
-#pragma unroll
-    for (int i = 0; i < kN / 4; ++i) y[eight / 2][i / 2 * 4 + eight % 2 * 2 + i % 2] += bias;
+/// Four sums of a lane: in `strip` rows 16·tier + lane/4 (x, y) and 8 below (z, w), tokens
+/// 8·eight + 2·(lane%4) (x, z) and the next. To y, with the epilogue.
+__device__ inline void store_sums(const Problem& p, int strip, int tier, int eight, int lane, float4 sums) {
+  const int64_t top = int64_t(strip) * kStripRows + tier * kTierRows + lane / 4;
+  const int token = eight * 8 + lane % 4 * 2;
+  if (p.epilogue.bias) {
+    const float high = top < p.shape.m ? __half2float(p.epilogue.bias[top]) : 0.0f;
+    const float low = top + 8 < p.shape.m ? __half2float(p.epilogue.bias[top + 8]) : 0.0f;
+    sums = {sums.x + high, sums.y + high, sums.z + low, sums.w + low};
   }
   if (p.epilogue.act == Activation::relu) {
-#pragma unroll
-    for (int i = 0; i < kN; ++i)
-      y[i / (kN / 2)][i % (kN / 2)] = activate(y[i / (kN / 2)][i % (kN / 2)], Activation::relu);
+    sums = {activate(sums.x, Activation::relu), activate(sums.y, Activation::relu),
+            activate(sums.z, Activation::relu), activate(sums.w, Activation::relu)};
   } else if (p.epilogue.act != Activation::none) {
-    activate_slowly<kN>(p.epilogue.act, y);
+    sums = activate_slowly(sums, p.epilogue.act);
   }
+  const float values[4] = {sums.x, sums.y, sums.z, sums.w};
 #pragma unroll
-  for (int i = 0; i < kN / 4; ++i) {
-    const int token = i / 2 * 8 + lane % 4 * 2 + i % 2;
-    const int64_t index = token * p.shape.m + top;
-#pragma unroll
-    for (int eight = 0; eight < kStripRows / 8; ++eight) {
-      if (token >= p.n || top + eight * 8 >= p.shape.m) continue;
-      float value = y[eight / 2][i / 2 * 4 + eight % 2 * 2 + i % 2];
-      if (p.fp32_out) {
-        static_cast<float*>(p.y)[index + eight * 8] = value;
-        continue;
-      }
-      if (p.epilogue.residual) value += __half2float(p.epilogue.residual[index + eight * 8]);
-      static_cast<__half*>(p.y)[index + eight * 8] = __float2half_rn(value);
+  for (int i = 0; i < 4; ++i) {
+    const int64_t row = top + i / 2 * 8, index = (token + i % 2) * p.shape.m + row;
+    if (token + i % 2 >= p.n || row >= p.shape.m) continue;
+    if (p.fp32_out) {
+      static_cast<float*>(p.y)[index] = values[i];
+      continue;
     }
+    const float residual = p.epilogue.residual ? __half2float(p.epilogue.residual[index]) : 0.0f;
+    static_cast<__half*>(p.y)[index] = __float2half_rn(values[i] + residual);
   }
 }
 
-/// A team's owners: the blocks that have units of it. If there are several their sums meet in the
-/// workspace: who comes last adds them in block order, so the result does not depend on who that is.
 template <int kN>
-struct TeamEnd {
-  int team, strip, first, last;
-  uint32_t arrived = 0;  // of the others, when `peek` looked
+inline constexpr int kStripItems = kN / 4;  ///< of four sums a lane
+template <int kN>
+__device__ float4 item_of(const StripSums<kN>& acc, int item) {
+  const float* from = acc[item / (kN / 8)] + item % (kN / 8) * 4;
+  return {from[0], from[1], from[2], from[3]};
+}
+template <int kN>
+__device__ void store_item(const Problem& p, int strip, int item, int lane, float4 sums) {
+  store_sums(p, strip, item / (kN / 8), item % (kN / 8), lane, sums);
+}
 
-  __device__ TeamEnd(const Problem& p, int team, int warp)
+/// A team's owners are the blocks that have units of it. If there are several their sums meet in
+/// Problem::partials: each leaves its own there and, at the end of its run, adds up a share of the team's
+/// rows and tokens over all owners, in their order, so a result is the same from run to run. A word is there
+/// when it is no longer kAbsentSum: no ticket, and no fence, which would take a microsecond each. Owners wait
+/// for each other, which is safe as all blocks of the grid run at once.
+template <int kN>
+struct TeamSums {
+  int team, first, last;
+  int slot_of_first;  ///< the team is the first or the second of the block `first`; of the others the first
+
+  __device__ TeamSums(const Problem& p, int team)
       : team(team),
-        strip(team * kSpmmWarps + warp),
         first(block_of(p, team * p.shape.chunks)),
-        last(block_of(p, (team + 1) * p.shape.chunks - 1)) {}
-
-  __device__ float4* partial(const Problem& p, int block, int warp, int lane) const {
-    const bool is_first = first_unit(p, block) >= team * p.shape.chunks;  // of the block's teams
-    return p.partials + ((int64_t(block) * 2 + !is_first) * kSpmmWarps + warp) * (kN / 4) * 32 + lane;
-  }
-  /// Begins to read how many others are done. Before the run's last chunk: mostly all are, and nothing of
-  /// ours need be written.
-  __device__ void peek(const Problem& p) {
-    ptx::wait_for_previous_grids();
-    if (first != last) arrived = ptx::load_relaxed(&p.tickets[strip]);
-  }
+        last(block_of(p, (team + 1) * p.shape.chunks - 1)),
+        slot_of_first(first_unit(p, first) < team * p.shape.chunks) {}
   __device__ bool is_shared() const { return first != last; }
-  __device__ static float4 four(const StripSums<kN>& acc, int i) {
-    const float* from = acc[i / (kN / 8)] + i % (kN / 8) * 4;
-    return make_float4(from[0], from[1], from[2], from[3]);
+
+  __device__ float4* partial(const Problem& p, int block, int warp, int item, int lane) const {
+    const int slot = block == first ? slot_of_first : 0;
+    return p.partials + (((int64_t(block) * 2 + slot) * kSpmmWarps + warp) * kStripItems<kN> + item) * 32 +
+           lane;
   }
-  /// Leaves our sums for whoever comes last.
   __device__ void leave(const Problem& p, int warp, int lane, const StripSums<kN>& acc) const {
-    float4* mine = partial(p, int(blockIdx.x), warp, lane);
+    float4* mine = partial(p, int(blockIdx.x), warp, 0, lane);
 #pragma unroll
-    for (int i = 0; i < kN / 4; ++i) mine[i * 32] = four(acc, i);
+    for (int item = 0; item < kStripItems<kN>; ++item)
+      ptx::store_relaxed(mine + item * 32, present(item_of<kN>(acc, item)));
   }
-  /// Says that they are there. Lane 0 learns how many came before.
-  __device__ uint32_t hand_in(const Problem& p, int lane) const {
-    __syncwarp();  // all lanes' sums are out before the ticket says so
-    return lane == 0 ? ptx::add_acquire_release(&p.tickets[strip], 1u) : 0u;
-  }
-  __device__ bool is_last(uint32_t before) const {
-    return __shfl_sync(~0u, before, 0) == uint32_t(last - first);
+  /// This warp's share.
+  __device__ void gather(const Problem& p, int warp, int lane) const {
+    const int owners = last - first + 1, rank = int(blockIdx.x) - first;
+#pragma unroll 1
+    for (int i = rank * kSpmmWarps + warp; i < kStripItems<kN> * kSpmmWarps; i += owners * kSpmmWarps) {
+      const int of_warp = i / kStripItems<kN>, item = i % kStripItems<kN>;
+      const int strip = team * kSpmmWarps + of_warp;
+      if (strip >= p.strips) return;
+      store_item<kN>(p, strip, item, lane, gather_item(p, of_warp, item, lane));
+    }
   }
 
-  /// All blocks' sums; ours are in `acc` or, if left, in the workspace.
-  __device__ void gather(const Problem& p, bool left, int warp, int lane, StripSums<kN>& acc) const {
-    constexpr int kAtATime = kN <= 16 ? 8 : kN == 32 ? 4 : 1;  // each round takes most of a microsecond
-    float4 sum[kN / 4] = {};
+ private:
+  /// What arithmetic makes is never kAbsentSum, but it shall not depend on that.
+  __device__ static float4 present(float4 v) {
+    const auto word = [](float x) {
+      return __float_as_uint(x) == kAbsentSum ? __uint_as_float(0x7fffffffu) : x;
+    };
+    return {word(v.x), word(v.y), word(v.z), word(v.w)};
+  }
+  __device__ float4 gather_item(const Problem& p, int warp, int item, int lane) const {
+    constexpr int kAtATime = 8;  // a round takes most of a microsecond
+    float4 sum{};
 #pragma unroll 1
     for (int begin = first; begin <= last; begin += kAtATime) {
-      float4 v[kAtATime][kN / 4];
+      float4 v[kAtATime];
+      bool absent;
+      do {
+        absent = false;
 #pragma unroll
-      for (int j = 0; j < kAtATime; ++j) {
-        const int block = begin + j;
-        const float4* from = partial(p, min(block, last), warp, lane);
-#pragma unroll
-        for (int i = 0; i < kN / 4; ++i) {
-          v[j][i] = four(acc, i);
-          if ((left || block != int(blockIdx.x)) && block <= last) v[j][i] = __ldcg(from + i * 32);
+        for (int j = 0; j < kAtATime; ++j) {
+          if (begin + j <= last) v[j] = ptx::load_relaxed(partial(p, begin + j, warp, item, lane));
         }
-      }
+#pragma unroll
+        for (int j = 0; j < kAtATime; ++j) {
+          if (begin + j > last) break;
+          absent |= __float_as_uint(v[j].x) == kAbsentSum || __float_as_uint(v[j].y) == kAbsentSum ||
+                    __float_as_uint(v[j].z) == kAbsentSum || __float_as_uint(v[j].w) == kAbsentSum;
+        }
+      } while (absent);
 #pragma unroll
       for (int j = 0; j < kAtATime; ++j) {
         if (begin + j > last) break;
-#pragma unroll
-        for (int i = 0; i < kN / 4; ++i) {
-          sum[i].x += v[j][i].x;
-          sum[i].y += v[j][i].y;
-          sum[i].z += v[j][i].z;
-          sum[i].w += v[j][i].w;
-        }
+        const float gone = __uint_as_float(kAbsentSum);
+        *partial(p, begin + j, warp, item, lane) = {gone, gone, gone, gone};  // for the next launch
+        sum = {sum.x + v[j].x, sum.y + v[j].y, sum.z + v[j].z, sum.w + v[j].w};
       }
     }
-    if (lane == 0) p.tickets[strip] = 0;
-#pragma unroll
-    for (int i = 0; i < kN / 4; ++i) {
-      float* to = acc[i / (kN / 8)] + i % (kN / 8) * 4;
-      to[0] = sum[i].x;
-      to[1] = sum[i].y;
-      to[2] = sum[i].z;
-      to[3] = sum[i].w;
-    }
+    return sum;
   }
 };
-
-/// Ends a run: its last team, and its first if that was left to whoever came last and `ticket` says that we
-/// were.
-template <int kN>
-__device__ void finish_run(const Problem& p, const TeamEnd<kN>* left_behind, uint32_t ticket,
-                           const TeamEnd<kN>& end, int warp, int lane, StripSums<kN>& acc) {
-  bool mine = true;
-  if (end.is_shared()) {
-    bool left = false;
-    if (end.is_last(end.arrived)) {
-      ptx::fence_acquire();
-    } else {
-      end.leave(p, warp, lane, acc);
-      left = true;
-      mine = end.is_last(end.hand_in(p, lane));
-    }
-    if (mine) end.gather(p, left, warp, lane, acc);
-  }
-  if (mine) store_rows<kN>(p, end.strip, lane, acc);
-  if (left_behind && left_behind->is_last(ticket)) {
-    left_behind->gather(p, true, warp, lane, acc);
-    store_rows<kN>(p, left_behind->strip, lane, acc);
-  }
-}
 
 template <int kN>
 __global__ void __launch_bounds__(kThreads<kN>, 1)
@@ -470,6 +483,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
     if constexpr (kSpareRegisters<kN>) ptx::registers_down<24>();
     if (warp == kSpmmWarps) {
       if (lane == 0) {
+        if (p.x_by_box) ptx::prefetch_map(&x_map);
         for (int i = 0; i < kXStages<kN>; ++i) {
           ptx::barrier_init(ptx::shared_address(&shared.x_full[i]), x_arrivals(p));
           ptx::barrier_init(ptx::shared_address(&shared.x_empty[i]), kSpmmWarps * x_arrivals(p));
@@ -478,7 +492,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
       shared.table.fill(lane);
       ptx::barrier_init_fence();
     }
-    ptx::meet_block();  // X's barriers and the table before anyone uses them
+    ptx::named_barrier_arrive(kStartBarrier, kThreads<kN>);  // X's barriers and the table are there
     if (warp == kSpmmWarps) bring_x<kN>(p, &x_map, shared, walk, end - begin, lane);
     return;
   }
@@ -501,7 +515,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
                      .policy = ptx::evict_first_policy(),
                      .map = map};
   cursor.begin_fill(p);
-  ptx::meet_block();  // X's barriers and the table before anyone uses them
+  ptx::named_barrier(kStartBarrier, kThreads<kN>);  // X's barriers and the table before anyone uses them
   cursor.end_fill(p);
   const uint32_t x_stages = once(ptx::shared_address(shared.x));
   const Decoder decoder(x_stages + uint32_t(offsetof(SharedMap<kN>, table)));
@@ -509,9 +523,6 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   StripSums<kN> acc = {};
   int unit = begin;
   if (unit < own_end) {
-    TeamEnd<kN> team_end(p, team, warp), left_behind = team_end;
-    bool leaves = false;
-    uint32_t ticket = 0;
     cursor.read_head(0, lane);
     StripEntries entries;
     StripWindows windows;
@@ -522,41 +533,38 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
       const int team_end_unit = min((team + 1) * p.shape.chunks, own_end);
 #pragma unroll 1
       for (; unit < team_end_unit; ++unit) {
-        if (unit + 1 == own_end) team_end.peek(p);
         multiply_chunk<kN>(p, x_stages, decoder, cursor, windows, unit + 1 < own_end,
                            unit + 1 == team_end_unit, x, lane, acc);
         cursor.close(p);
       }
       if (kUseWgmma<kN>) ptx::wgmma_wait<0>();
-      if (unit == own_end) break;
       ptx::wait_for_previous_grids();
-      if (team_end.is_shared()) {
-        team_end.leave(p, warp, lane, acc);
-        ticket = team_end.hand_in(p, lane);  // looked at when the run ends: it takes a microsecond
-        left_behind = team_end;
-        leaves = true;
+      const TeamSums<kN> sums(p, team);
+      if (sums.is_shared()) {
+        sums.leave(p, warp, lane, acc);
       } else {
-        store_rows<kN>(p, team_end.strip, lane, acc);
-      }
 #pragma unroll
-      for (int i = 0; i < kN; ++i) acc[i / (kN / 2)][i % (kN / 2)] = 0.0f;
-      team_end = TeamEnd<kN>(p, ++team, warp);
-    }
-    finish_run<kN>(p, leaves ? &left_behind : nullptr, ticket, team_end, warp, lane, acc);
-  }
-  if (unit == end) return;
-  for (int i = begin; i < unit; ++i) walk.next(p);
-#pragma unroll 1
-  for (; unit < end; ++unit) {
-    const int blocks = walk.blocks(p);
-    walk.next(p);
-#pragma unroll 1
-    for (int block = 0; block < blocks; block += p.x_blocks) {
-      x.wait();
-      x.let_go(lane);
-      x.next();
+        for (int item = 0; item < kStripItems<kN>; ++item)
+          store_item<kN>(p, team * kSpmmWarps + warp, item, lane, item_of<kN>(acc, item));
+      }
+      if (unit == own_end) break;
+      clear<kN>(acc);
+      ++team;
     }
   }
+  if (unit < end) {
+    for (int i = begin; i < unit; ++i) walk.next(p);
+    for (; unit < end; ++unit) {
+      pass_chunk<kN>(p, x_stages, walk.blocks(p), x, lane, acc);
+      walk.next(p);
+    }
+  }
+  // The first team and the last. Any between are this block's alone.
+  const TeamSums<kN> last(p, int(p.by_chunks.divide(uint32_t(end - 1))));
+  const TeamSums<kN> first(p, int(p.by_chunks.divide(uint32_t(begin))));
+  ptx::wait_for_previous_grids();
+  if (first.team != last.team && first.is_shared()) first.gather(p, warp, lane);
+  if (last.is_shared()) last.gather(p, warp, lane);
 #else
   __trap();  // sm_90a only; plans choose this kernel nowhere else
 #endif
@@ -582,10 +590,6 @@ void launch(const Problem& problem, const SpmmPlan& plan, const CUtensorMap& map
 }
 
 }  // namespace
-
-size_t spmm_workspace_bytes(const StripStream& w, const GpuFacts& gpu) {
-  return plan_spmm(w.view.shape, kStreamMaxTokens, gpu).workspace_bytes;
-}
 
 void spmm_stream(Context& context, const SpmmArgs& args) {
   const StripShape& shape = args.w.view.shape;
@@ -615,8 +619,7 @@ void spmm_stream(Context& context, const SpmmArgs& args) {
                 args.act};
   p.y = args.y;
   p.fp32_out = args.fp32_out;
-  p.partials = static_cast<float4*>(context.workspace(plan.workspace_bytes));
-  p.tickets = args.w.tickets;
+  p.partials = static_cast<float4*>(context.partial_sums());
   CUtensorMap map{};
   p.x_by_box = make_activation_map(map, args.x, args.n, shape.k, kBlockColumns, plan.n_tile);
   switch (plan.n_tile) {

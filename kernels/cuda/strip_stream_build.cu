@@ -356,11 +356,8 @@ StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& w, i
     records = make_records(context, w, shape);
   }
   const size_t strips = size_t(shape.strips());
-  const size_t ticket_bytes = strips * sizeof(uint32_t);
   const size_t value_bytes = size_t(records.rows + kPieceRows + 1) * kTrackRowBytes;
   const auto values = context.allocate_shared(value_bytes);
-  const auto tickets = context.allocate_shared(ticket_bytes);
-  SPINFER_CUDA_CHECK(cudaMemsetAsync(tickets.get(), 0, ticket_bytes, context.stream()));
   SPINFER_CUDA_CHECK(cudaMemsetAsync(values.get(), 0, value_bytes, context.stream()));
   write_values<<<unsigned(strips) * unsigned(shape.chunks), unsigned(shape.max_chunk_blocks() * kStripLanes),
                  0, context.stream()>>>(w, shape, static_cast<const uint8_t*>(records.memory.get()),
@@ -377,9 +374,8 @@ StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& w, i
   out.view.values = static_cast<const uint8_t*>(values.get());
   out.view.rows = int64_t(records.rows);
   out.view.max_chunk_rows = records.totals.max_chunk_rows;
-  out.tickets = static_cast<uint32_t*>(tickets.get());
-  out.device_bytes = out.view.bytes() + int64_t(ticket_bytes);
-  out.storage = {records.memory, values, records.places, tickets};
+  out.device_bytes = out.view.bytes();
+  out.storage = {records.memory, values, records.places};
   return out;
 }
 

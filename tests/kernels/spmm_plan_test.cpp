@@ -94,7 +94,7 @@ TEST(SpmmPlan, TheSplitDoesNotDependOnTheTokens) {
 
 TEST(SpmmPlan, Prints) {
   EXPECT_EQ(plan_spmm({4096, 4096, 8}, 8, kH200).to_string(),
-            "stream n_tile 8 teams 16 units 128 grid 128 workspace 2097152 B");
+            "stream n_tile 8 teams 16 units 128 grid 128");
 }
 
 }  // namespace
