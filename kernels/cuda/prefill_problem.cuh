@@ -82,7 +82,7 @@ __device__ inline int row_group(const Problem& p, int tile, int block, int group
   return (tile / p.tiles_n * kPrefillClusterBlocks + block) * p.groups + group;
 }
 __device__ inline bool has_rows(const Problem& p, int row_group) {
-  return int64_t(row_group) * 4 < p.w.shape.strips();
+  return int64_t(row_group) * kGroupStrips < p.w.shape.strips();
 }
 
 /// Of a warpgroup's partial sums and their flag.
