@@ -25,7 +25,7 @@ struct Problem {
   uint32_t block_fraction;  ///< what that leaves out, in 2^-32 of a block, rounded up
   int slot_bytes;
   int64_t record_bytes;  ///< of a strip
-  bool pairs;            ///< rows of y and of the residual are 4-byte aligned
+  bool quads;            ///< rows of y and of the residual are 8-byte aligned, m is a multiple of 4
   float* partials;       ///< [cluster][block][warpgroup][64 · n_tile]
   int* flags;            ///< [cluster][block][warpgroup], zero between launches: 1 = partial sums are there
   __half* y;

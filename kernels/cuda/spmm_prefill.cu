@@ -398,7 +398,7 @@ void spmm_prefill(Context& context, const StripStream& w, const LinearArgs& args
   problem.slot_bytes = plan.slot_bytes;
   problem.record_bytes = shape.record_bytes();
   const auto addresses = reinterpret_cast<uintptr_t>(args.y) | reinterpret_cast<uintptr_t>(args.residual);
-  problem.pairs = shape.m % 2 == 0 && addresses % 4 == 0;
+  problem.quads = shape.m % 4 == 0 && addresses % 8 == 0;
   const int units = plan.stream_tiles * shape.chunks;
   problem.units = units / plan.clusters;
   problem.extra_units = units % plan.clusters;
