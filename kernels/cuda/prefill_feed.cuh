@@ -25,10 +25,10 @@ class ChunkFeed {
     if (chunk_ + 1 >= segment_.end) {
       if (!schedule_.next(segment_)) return false;
       chunk_ = segment_.begin - 1;
-      const int rows = row_group(p_, segment_.tile, block_, strip_ / 4);
-      mine_ = strip_ < p_.groups * 4 && has_rows(p_, rows);
+      const int rows = row_group(p_, segment_.tile, block_, strip_ / kGroupStrips);
+      mine_ = strip_ < p_.groups * kGroupStrips && has_rows(p_, rows);
       if (mine_) {
-        const int64_t strip = int64_t(rows) * 4 + strip_ % 4;
+        const int64_t strip = int64_t(rows) * kGroupStrips + strip_ % kGroupStrips;
         strip_records_ = p_.w.records + strip * p_.record_bytes;
         strip_values_ = p_.w.values + int64_t(p_.w.places[strip].row) * kTrackRowBytes;
       }
@@ -37,7 +37,7 @@ class ChunkFeed {
     if (!mine_) return true;
     const int begin = block_begin(p_, chunk_);
     record_bytes_ = uint32_t(prefill_slot_bytes(block_begin(p_, chunk_ + 1) - begin, 0));
-    record_ = strip_records_ + chunk_ * int(sizeof(ChunkHead)) + int64_t(begin) * kTrackRowBytes;
+    record_ = strip_records_ + chunk_ * int(sizeof(ChunkHead)) + int64_t(begin) * kMaskRowBytes;
     const auto* head = reinterpret_cast<const ChunkHead*>(record_);
     first_row_ = __ldg(&head->first_row);
     row_count_ = __ldg(&head->rows);

@@ -25,7 +25,7 @@ struct Problem {
   uint32_t block_fraction;  ///< what that leaves out, in 2^-32 of a block, rounded up
   int slot_bytes;
   int64_t record_bytes;  ///< of a strip
-  bool pairs;            ///< rows of y and of the residual are 4-byte aligned
+  bool quads;            ///< rows of y and of the residual are 8-byte aligned, m is a multiple of 4
   float* partials;       ///< [cluster][block][warpgroup][64 · n_tile]
   int* flags;            ///< [cluster][block][warpgroup], zero between launches: 1 = partial sums are there
   __half* y;
@@ -82,7 +82,7 @@ __device__ inline int row_group(const Problem& p, int tile, int block, int group
   return (tile / p.tiles_n * kPrefillClusterBlocks + block) * p.groups + group;
 }
 __device__ inline bool has_rows(const Problem& p, int row_group) {
-  return int64_t(row_group) * 4 < p.w.shape.strips();
+  return int64_t(row_group) * kGroupStrips < p.w.shape.strips();
 }
 
 /// Of a warpgroup's partial sums and their flag.

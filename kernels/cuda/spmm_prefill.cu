@@ -7,7 +7,8 @@
 //            dense weights never exist outside registers.
 // Grid       clusters of two blocks, one block an SM: a warpgroup that brings what kGroups others multiply. A
 //            cluster's tile is 128·kGroups rows × n_tile tokens: warpgroup w of block b owns rows
-//            64·(kGroups·b + w) … +64, its warp i the strip of 16 rows 16·i … +16.
+//            64·(kGroups·b + w) … +64, its warp i the tier of
+//            rows 16·i … +16: two warps share a strip.
 // Step       32 columns: two TCTiles a warp are assembled, the values of the next two asked for, and two
 //            wgmmas of 16 columns issued; then the step before must be done. The ring of X stages is
 //            unrolled, so that stages, barriers and operand descriptors are constants or uniform registers; a
@@ -102,7 +103,7 @@ class Consumer {
         group_(group),
         warp_(int(prefill::uniform(threadIdx.x / 32 % 4))),
         lane_(int(threadIdx.x % 32)),
-        strip_(group * 4 + warp_),
+        strip_(group * kGroupStrips + warp_ / kStripTiers),
         x_operand_(ptx::operand_address(map.x)),
         x_empty_(ptx::address_in_block(map.x_empty(0), uint32_t(lane_) % kPrefillClusterBlocks)) {}
 
@@ -120,7 +121,7 @@ class Consumer {
         give_partial();
       } else {
         if (segment.end < p_.w.shape.chunks) take_partials(segment.tile);
-        prefill::store_tile<kN>(p_, acc_, int64_t(rows) * kGroupTile + warp_ * kStripRows,
+        prefill::store_tile<kN>(p_, acc_, int64_t(rows) * kGroupTile + warp_ * kTierRows,
                                 segment.tile % p_.tiles_n * kN, lane_);
       }
     }
@@ -153,7 +154,7 @@ class Consumer {
     ptx::barrier_wait(map_.chunk_full(strip_, slot_.stage), slot_.phase);
     reader.enter(map_.slot(strip_, slot_.stage), blocks_);
   }
-  /// All of the chunk has been read: its slot may be filled anew.
+  /// This warp has read all of the chunk: when the other has too its slot may be filled anew.
   __device__ void leave_chunk(int slot) const {
     __syncwarp();  // all lanes have read the slot
     if (lane_ == 0) {
@@ -165,7 +166,7 @@ class Consumer {
   __device__ void multiply(int chunk, int end) {
 #pragma unroll
     for (int i = 0; i < kN / 2; ++i) acc_[i] = 0;
-    ChunkReader reader(tables_, lane_);
+    ChunkReader reader(tables_, lane_, warp_ % kStripTiers);
     uint32_t a[2][8];
     enter_chunk(reader, chunk);
     reader.load<0>();
@@ -291,9 +292,9 @@ __device__ void multiply(const Problem& p, const CUtensorMap* x) {
       ptx::barrier_init(map.x_empty(i), kPrefillClusterBlocks * kGroups * 4);
     }
 #pragma unroll 1
-    for (int i = 0; i < kGroups * 4 * kPrefillSlots; ++i) {
+    for (int i = 0; i < kGroups * kGroupStrips * kPrefillSlots; ++i) {
       ptx::barrier_init(map.chunk_full(0, i), 1);
-      ptx::barrier_init(map.chunk_empty(0, i), 1);
+      ptx::barrier_init(map.chunk_empty(0, i), kStripTiers);
     }
     ptx::barrier_init_fence();
   }
@@ -397,7 +398,7 @@ void spmm_prefill(Context& context, const StripStream& w, const LinearArgs& args
   problem.slot_bytes = plan.slot_bytes;
   problem.record_bytes = shape.record_bytes();
   const auto addresses = reinterpret_cast<uintptr_t>(args.y) | reinterpret_cast<uintptr_t>(args.residual);
-  problem.pairs = shape.m % 2 == 0 && addresses % 4 == 0;
+  problem.quads = shape.m % 4 == 0 && addresses % 8 == 0;
   const int units = plan.stream_tiles * shape.chunks;
   problem.units = units / plan.clusters;
   problem.extra_units = units % plan.clusters;

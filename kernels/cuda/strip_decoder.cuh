@@ -65,7 +65,7 @@ struct TileWindow {
   }
 };
 
-/// One lane's place in its stream. Positions are in sixteenths of a half: a word is 32, so that the position
+/// A lane's place in a stream. Positions are in sixteenths of a half: a word is 32, so that the position
 /// is also the amount of the shift that aligns an odd half. Rows are taken modulo kRows (a power of two), the
 /// row behind the last must repeat the first.
 template <int kRows>
@@ -95,9 +95,9 @@ struct StripDecoder {
   /// In PTX, or the compiler makes three instructions of two.
   __device__ uint32_t row_address(uint32_t at) const {
     uint32_t row;
-    asm("{\n\t.reg .b32 word;\n\tand.b32 word, %1, %3;\n\tmad.lo.u32 %0, word, 4, %2;\n\t}"
+    asm("{\n\t.reg .b32 word;\n\tand.b32 word, %1, %3;\n\tmad.lo.u32 %0, word, %4, %2;\n\t}"
         : "=r"(row)
-        : "r"(at), "r"(column), "n"((kRows - 1) << 5));
+        : "r"(at), "r"(column), "n"((kRows - 1) << 5), "n"(kTrackRowBytes / 32));
     return row;
   }
 };

@@ -1,12 +1,11 @@
 // Decodes strip streams (kernels/format/strip_stream.h) to a dense row-major matrix.
 //
-// Grid       four warps a block, a chunk of a strip each. A warp brings its chunk to shared memory, decodes
-// it block by
-//            block (64 columns) and turns each block in shared memory so that rows leave as 16-byte vectors.
-// Shared     per warp: the chunk, two rows for the decoder's window, and the turned block.
+// Grid       four warps a block, each pair a chunk of a strip. They bring it to shared memory; each decodes
+//            its tier block by block (64 columns) and turns each block in shared memory so that rows leave as
+//            16-byte vectors.
+// Shared     per pair: the chunk, two rows for the decoder's window, and the tiers' turned blocks.
 // Roofline   2 bytes written and 1/8 + 2(1−s) read a weight. Blocks of an SM overlap each other's copies;
-// nothing else is
-//            pipelined.
+//            nothing else is pipelined.
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/cuda_check.h"
@@ -19,7 +18,7 @@
 namespace spinfer::cuda {
 namespace {
 
-constexpr int kWarps = 4;
+constexpr int kWarps = 4, kChunks = kWarps / kStripTiers;
 constexpr int kTurnStride =
     kBlockColumns + 8;  // halves: eight rows' words of a fragment fall into different banks
 
@@ -30,30 +29,33 @@ struct DecodeParams {
   __half* dense;
 };
 
-constexpr int warp_bytes(int chunk_bytes) {
+constexpr int pair_bytes(int chunk_bytes) {
   return chunk_bytes + kStripRows * kTurnStride * 2;
 }
 
-/// Brings a chunk to shared memory: its record, then its rows.
+/// By a pair of warps: brings a chunk to shared memory, its record, then its rows.
 __device__ void fetch(const DecodeParams& p, int64_t strip, int chunk, int blocks, unsigned char* to) {
-  const int lane = int(threadIdx.x % 32);
+  constexpr int kThreads = kStripTiers * 32;
+  const int thread = int(threadIdx.x) % kThreads;
   const uint8_t* record = p.w.records + strip * p.w.shape.record_bytes() + p.w.shape.record_begin(chunk);
   const auto* head = reinterpret_cast<const ChunkHead*>(record);
   const uint8_t* rows = p.w.values + (int64_t(p.w.places[strip].row) + head->first_row) * kTrackRowBytes;
   const int record_bytes = prefill_slot_bytes(blocks, 0), row_bytes = int(head->rows) * kTrackRowBytes;
-  for (int at = lane * 16; at < record_bytes; at += 32 * 16) ptx::copy_async_16(to + at, record + at, 16);
-  for (int at = lane * 16; at < row_bytes; at += 32 * 16)
+  for (int at = thread * 16; at < record_bytes; at += kThreads * 16)
+    ptx::copy_async_16(to + at, record + at, 16);
+  for (int at = thread * 16; at < row_bytes; at += kThreads * 16)
     ptx::copy_async_16(to + record_bytes + at, rows + at, 16);
   ptx::copy_async_commit();
   ptx::copy_async_wait<0>();
-  __syncwarp();  // every lane's copies have landed
+  const int pair = int(threadIdx.x) / kThreads;
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + pair), "n"(kThreads) : "memory");  // all copies have landed
 }
 
 /// Writes the turned block: 16 rows of 64 columns, what of them exists.
 __device__ void write_block(const DecodeParams& p, const uint16_t* turned, int64_t top, int64_t left) {
   constexpr int kVectors = kBlockColumns / 8;
 #pragma unroll
-  for (int i = 0; i < kStripRows * kVectors / 32; ++i) {
+  for (int i = 0; i < kTierRows * kVectors / 32; ++i) {
     const int at = i * 32 + int(threadIdx.x % 32);
     const int64_t row = top + at / kVectors, col = left + at % kVectors * 8;
     if (row >= p.w.shape.m || col >= p.w.shape.k) continue;
@@ -72,17 +74,18 @@ __global__ void __launch_bounds__(kWarps * 32) decode_streams_kernel(const Decod
   extern __shared__ __align__(128) unsigned char shared[];
   if (threadIdx.x == 0) tables = DecodeTables{};
   __syncthreads();  // the tables are complete
-  const int64_t entry = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const int warp = int(threadIdx.x / 32), pair = warp / kStripTiers, tier = warp % kStripTiers;
+  const int64_t entry = int64_t(blockIdx.x) * kChunks + pair;
   if (entry >= p.w.shape.strips() * p.w.shape.chunks) return;
   const int lane = int(threadIdx.x % 32), chunk = int(entry % p.w.shape.chunks);
   const int blocks = p.w.shape.chunk_blocks(chunk);
-  unsigned char* slot = shared + int(threadIdx.x / 32) * warp_bytes(p.chunk_bytes);
-  auto* turned = reinterpret_cast<uint16_t*>(slot + p.chunk_bytes);
+  unsigned char* slot = shared + pair * pair_bytes(p.chunk_bytes);
+  auto* turned = reinterpret_cast<uint16_t*>(slot + p.chunk_bytes) + tier * kTierRows * kTurnStride;
   fetch(p, entry / p.w.shape.chunks, chunk, blocks, slot);
 
-  ChunkReader reader(DecodeTables::from_shared(ptx::shared_address(&tables)), lane);
+  ChunkReader reader(DecodeTables::from_shared(ptx::shared_address(&tables)), lane, tier);
   reader.enter(ptx::shared_address(slot), blocks);
-  const int64_t top = entry / p.w.shape.chunks * kStripRows;
+  const int64_t top = entry / p.w.shape.chunks * kStripRows + tier * kTierRows;
   reader.load<0>();
   for (int block = 0; block < blocks; ++block) {
     const auto turn = [&](int tile, const uint32_t(&a)[4]) {
@@ -119,14 +122,14 @@ __global__ void __launch_bounds__(kWarps * 32) decode_streams_kernel(const Decod
 }  // namespace
 
 void decode_streams_on_device(Context& context, const StripStreamView& stream, Half* dense) {
-  const int64_t blocks = (stream.shape.strips() * stream.shape.chunks + kWarps - 1) / kWarps;
+  const int64_t blocks = (stream.shape.strips() * stream.shape.chunks + kChunks - 1) / kChunks;
   check(blocks <= INT32_MAX, "decode {}×{}: too many chunks", stream.shape.m, stream.shape.k);
   DecodeParams params{stream, 0, stream.shape.k % 8 == 0 && reinterpret_cast<uintptr_t>(dense) % 16 == 0,
                       reinterpret_cast<__half*>(dense)};
   params.chunk_bytes =
       (prefill_slot_bytes(stream.shape.max_chunk_blocks(), stream.max_chunk_rows) + kPrefillOverrun + 127) /
       128 * 128;
-  const int shared = kWarps * warp_bytes(params.chunk_bytes);
+  const int shared = kChunks * pair_bytes(params.chunk_bytes);
   check(shared <= context.facts().shared_per_block, "decode {}×{}: {} bytes of shared memory, at most {}",
         stream.shape.m, stream.shape.k, shared, context.facts().shared_per_block);
   SPINFER_CUDA_CHECK(
