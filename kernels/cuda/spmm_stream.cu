@@ -415,15 +415,16 @@ struct TeamSums {
     for (int item = 0; item < kStripItems<kN>; ++item)
       ptx::store_relaxed(mine + item * 32, present(item_of<kN>(acc, item)));
   }
-  /// This warp's share.
-  __device__ void gather(const Problem& p, int warp, int lane) const {
-    const int owners = last - first + 1, rank = int(blockIdx.x) - first;
+  /// This warp's share. `staging` is the shared address of kStagingBytes of its own.
+  __device__ void gather(const Problem& p, uint32_t staging, int warp, int lane) const {
+    const int owners = last - first + 1, stride = owners * kSpmmWarps;
+    const int begin = (int(blockIdx.x) - first) * kSpmmWarps + warp;
+    const int end = min(kSpmmWarps, p.strips - team * kSpmmWarps) * kStripItems<kN>;
+    add_up(p, staging + lane * 16, begin, end, stride, lane);
 #pragma unroll 1
-    for (int i = rank * kSpmmWarps + warp; i < kStripItems<kN> * kSpmmWarps; i += owners * kSpmmWarps) {
-      const int of_warp = i / kStripItems<kN>, item = i % kStripItems<kN>;
-      const int strip = team * kSpmmWarps + of_warp;
-      if (strip >= p.strips) return;
-      store_item<kN>(p, strip, item, lane, gather_item(p, of_warp, item, lane));
+    for (int item = begin; item < end; item += stride, staging += 512) {
+      store_item<kN>(p, team * kSpmmWarps + item / kStripItems<kN>, item % kStripItems<kN>, lane,
+                     ptx::load_shared_v4(staging + lane * 16));
     }
   }
 
@@ -435,35 +436,53 @@ struct TeamSums {
     };
     return {word(v.x), word(v.y), word(v.z), word(v.w)};
   }
-  __device__ float4 gather_item(const Problem& p, int warp, int item, int lane) const {
-    constexpr int kAtATime = 8;  // a round takes most of a microsecond
+  /// Sums of the items begin, begin + stride, … to `staging`, each over all owners.
+  __device__ void add_up(const Problem& p, uint32_t staging, int begin, int end, int stride, int lane) const {
+    constexpr int kAtATime = 16;  // a round takes most of a microsecond
     float4 sum{};
+    int item = begin, block = first;
 #pragma unroll 1
-    for (int begin = first; begin <= last; begin += kAtATime) {
+    while (item < end) {
+      float4* from[kAtATime];
       float4 v[kAtATime];
+      int next_item = item, next_block = block;
+#pragma unroll
+      for (int j = 0; j < kAtATime; ++j) {
+        from[j] = next_item < end ? partial(p, next_block, 0, next_item, lane) : nullptr;
+        if (++next_block > last) {
+          next_block = first;
+          next_item += stride;
+        }
+      }
       bool absent;
       do {
         absent = false;
 #pragma unroll
         for (int j = 0; j < kAtATime; ++j) {
-          if (begin + j <= last) v[j] = ptx::load_relaxed(partial(p, begin + j, warp, item, lane));
+          if (from[j]) v[j] = ptx::load_relaxed(from[j]);
         }
 #pragma unroll
-        for (int j = 0; j < kAtATime; ++j) {
-          if (begin + j > last) break;
-          absent |= __float_as_uint(v[j].x) == kAbsentSum || __float_as_uint(v[j].y) == kAbsentSum ||
-                    __float_as_uint(v[j].z) == kAbsentSum || __float_as_uint(v[j].w) == kAbsentSum;
-        }
+        for (int j = 0; j < kAtATime; ++j) absent |= from[j] && is_absent(v[j]);
       } while (absent);
 #pragma unroll
       for (int j = 0; j < kAtATime; ++j) {
-        if (begin + j > last) break;
+        if (!from[j]) break;
         const float gone = __uint_as_float(kAbsentSum);
-        *partial(p, begin + j, warp, item, lane) = {gone, gone, gone, gone};  // for the next launch
+        *from[j] = {gone, gone, gone, gone};  // for the next launch
         sum = {sum.x + v[j].x, sum.y + v[j].y, sum.z + v[j].z, sum.w + v[j].w};
+        if (++block > last) {
+          ptx::store_shared_v4(staging, sum);
+          staging += 512;
+          sum = {};
+          block = first;
+          item += stride;
+        }
       }
     }
-    return sum;
+  }
+  __device__ static bool is_absent(float4 v) {
+    return __float_as_uint(v.x) == kAbsentSum || __float_as_uint(v.y) == kAbsentSum ||
+           __float_as_uint(v.z) == kAbsentSum || __float_as_uint(v.w) == kAbsentSum;
   }
 };
 
@@ -508,12 +527,13 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   }
   ptx::barrier_init_fence();
   __syncwarp();  // its barriers before the warp's copies
-  const int last_team = own_end > begin ? int(p.by_chunks.divide(uint32_t(own_end - 1))) : -1;
-  StripCursor cursor{.records = RecordFeed(p, team * kSpmmWarps + warp, own_end - begin, walk),
-                     .pieces = PieceFeed(p, team * kSpmmWarps + warp, walk.chunk,
-                                         last_team * kSpmmWarps + warp, own_end - last_team * p.shape.chunks),
-                     .policy = ptx::evict_first_policy(),
-                     .map = map};
+  const int last_strip_team = own_end > begin ? int(p.by_chunks.divide(uint32_t(own_end - 1))) : -1;
+  StripCursor cursor{
+      .records = RecordFeed(p, team * kSpmmWarps + warp, own_end - begin, walk),
+      .pieces = PieceFeed(p, team * kSpmmWarps + warp, walk.chunk, last_strip_team * kSpmmWarps + warp,
+                          own_end - last_strip_team * p.shape.chunks),
+      .policy = ptx::evict_first_policy(),
+      .map = map};
   cursor.begin_fill(p);
   ptx::named_barrier(kStartBarrier, kThreads<kN>);  // X's barriers and the table before anyone uses them
   cursor.end_fill(p);
@@ -559,12 +579,15 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
       walk.next(p);
     }
   }
-  // The first team and the last. Any between are this block's alone.
-  const TeamSums<kN> last(p, int(p.by_chunks.divide(uint32_t(end - 1))));
-  const TeamSums<kN> first(p, int(p.by_chunks.divide(uint32_t(begin))));
   ptx::wait_for_previous_grids();
-  if (first.team != last.team && first.is_shared()) first.gather(p, warp, lane);
-  if (last.is_shared()) last.gather(p, warp, lane);
+  // The first team and the last: any between are this block's alone.
+  const int last_team = int(p.by_chunks.divide(uint32_t(end - 1)));
+#pragma unroll 1
+  for (team = int(p.by_chunks.divide(uint32_t(begin)));; team = last_team) {
+    const TeamSums<kN> sums(p, team);
+    if (sums.is_shared()) sums.gather(p, map, warp, lane);
+    if (team == last_team) break;
+  }
 #else
   __trap();  // sm_90a only; plans choose this kernel nowhere else
 #endif
