@@ -388,10 +388,11 @@ __device__ void store_item(const Problem& p, int strip, int item, int lane, floa
 }
 
 /// A team's owners are the blocks that have units of it. If there are several their sums meet in
-/// Problem::partials: each leaves its own there and, at the end of its run, adds up a share of the team's
-/// rows and tokens over all owners, in their order, so a result is the same from run to run. A word is there
-/// when it is no longer kAbsentSum: no ticket, and no fence, which would take a microsecond each. Owners wait
-/// for each other, which is safe as all blocks of the grid run at once.
+/// Problem::partials. The last owner goes on with another team, so its sums are there early: it leaves them.
+/// The others end their runs with the team, at about the same time: each adds up a share of every strip's
+/// items over all owners, in their order, so that a result is the same from run to run, and leaves the rest
+/// of its own. A word is there when it is no longer kAbsentSum: no tickets, and no fences, which take a
+/// microsecond each. Owners wait for each other, which is safe as all blocks of the grid run at once.
 template <int kN>
 struct TeamSums {
   int team, first, last;
@@ -403,29 +404,39 @@ struct TeamSums {
         last(block_of(p, (team + 1) * p.shape.chunks - 1)),
         slot_of_first(first_unit(p, first) < team * p.shape.chunks) {}
   __device__ bool is_shared() const { return first != last; }
+  /// The others wait for this block's sums alone: it has the team's end.
+  __device__ bool only_leaves() const { return is_shared() && int(blockIdx.x) == last; }
 
   __device__ float4* partial(const Problem& p, int block, int warp, int item, int lane) const {
     const int slot = block == first ? slot_of_first : 0;
     return p.partials + (((int64_t(block) * 2 + slot) * kSpmmWarps + warp) * kStripItems<kN> + item) * 32 +
            lane;
   }
+  /// The last owner's sums.
   __device__ void leave(const Problem& p, int warp, int lane, const StripSums<kN>& acc) const {
     float4* mine = partial(p, int(blockIdx.x), warp, 0, lane);
 #pragma unroll
     for (int item = 0; item < kStripItems<kN>; ++item)
       ptx::store_relaxed(mine + item * 32, present(item_of<kN>(acc, item)));
   }
-  /// This warp's share. `staging` is the shared address of kStagingBytes of its own.
-  __device__ void gather(const Problem& p, uint32_t staging, int warp, int lane) const {
-    const int owners = last - first + 1, stride = owners * kSpmmWarps;
-    const int begin = (int(blockIdx.x) - first) * kSpmmWarps + warp;
-    const int end = min(kSpmmWarps, p.strips - team * kSpmmWarps) * kStripItems<kN>;
-    add_up(p, staging + lane * 16, begin, end, stride, lane);
+  /// Another owner's, or the only one's. `staging` is the shared address of room for all items of the strip,
+  /// the lane's part.
+  __device__ void finish(const Problem& p, uint32_t staging, int warp, int lane,
+                         const StripSums<kN>& acc) const {
+    const int sharers = max(1, last - first), share = int(blockIdx.x) - first;
+#pragma unroll
+    for (int item = 0; item < kStripItems<kN>; ++item)
+      ptx::store_shared_v4(staging + item * 512, present(item_of<kN>(acc, item)));
+    float4* mine = partial(p, int(blockIdx.x), warp, 0, lane);
 #pragma unroll 1
-    for (int item = begin; item < end; item += stride, staging += 512) {
-      store_item<kN>(p, team * kSpmmWarps + item / kStripItems<kN>, item % kStripItems<kN>, lane,
-                     ptx::load_shared_v4(staging + lane * 16));
+    for (int item = 0, turn = 0; item < kStripItems<kN>; ++item) {
+      if (turn != share) ptx::store_relaxed(mine + item * 32, ptx::load_shared_v4(staging + item * 512));
+      if (++turn == sharers) turn = 0;
     }
+    add_up(p, staging, warp, share, sharers, lane);
+#pragma unroll 1
+    for (int item = share; item < kStripItems<kN>; item += sharers)
+      store_item<kN>(p, team * kSpmmWarps + warp, item, lane, ptx::load_shared_v4(staging + item * 512));
   }
 
  private:
@@ -436,53 +447,59 @@ struct TeamSums {
     };
     return {word(v.x), word(v.y), word(v.z), word(v.w)};
   }
-  /// Sums of the items begin, begin + stride, … to `staging`, each over all owners.
-  __device__ void add_up(const Problem& p, uint32_t staging, int begin, int end, int stride, int lane) const {
-    constexpr int kAtATime = 16;  // a round takes most of a microsecond
-    float4 sum{};
-    int item = begin, block = first;
-#pragma unroll 1
-    while (item < end) {
-      float4* from[kAtATime];
-      float4 v[kAtATime];
-      int next_item = item, next_block = block;
-#pragma unroll
-      for (int j = 0; j < kAtATime; ++j) {
-        from[j] = next_item < end ? partial(p, next_block, 0, next_item, lane) : nullptr;
-        if (++next_block > last) {
-          next_block = first;
-          next_item += stride;
-        }
-      }
-      bool absent;
-      do {
-        absent = false;
-#pragma unroll
-        for (int j = 0; j < kAtATime; ++j) {
-          if (from[j]) v[j] = ptx::load_relaxed(from[j]);
-        }
-#pragma unroll
-        for (int j = 0; j < kAtATime; ++j) absent |= from[j] && is_absent(v[j]);
-      } while (absent);
-#pragma unroll
-      for (int j = 0; j < kAtATime; ++j) {
-        if (!from[j]) break;
-        const float gone = __uint_as_float(kAbsentSum);
-        *from[j] = {gone, gone, gone, gone};  // for the next launch
-        sum = {sum.x + v[j].x, sum.y + v[j].y, sum.z + v[j].z, sum.w + v[j].w};
-        if (++block > last) {
-          ptx::store_shared_v4(staging, sum);
-          staging += 512;
-          sum = {};
-          block = first;
-          item += stride;
-        }
-      }
-    }
-  }
   __device__ static bool is_absent(float4 v) {
     return __float_as_uint(v.x) == kAbsentSum || __float_as_uint(v.y) == kAbsentSum ||
            __float_as_uint(v.z) == kAbsentSum || __float_as_uint(v.w) == kAbsentSum;
+  }
+  /// Adds what the other owners have of the items share, share + sharers, … to those in `staging`.
+  __device__ void add_up(const Problem& p, uint32_t staging, int warp, int share, int sharers,
+                         int lane) const {
+    constexpr int kAtATime = 8;  // a round takes most of a microsecond
+    float4 sum{};
+    int item = share, block = first;
+#pragma unroll 1
+    while (item < kStripItems<kN>) {
+      float4 v[kAtATime];
+      bool absent;
+      do {
+        absent = false;
+        int next_item = item, next_block = block;
+#pragma unroll
+        for (int j = 0; j < kAtATime; ++j) {
+          const bool own = next_block == int(blockIdx.x);
+          if (next_item < kStripItems<kN>)
+            v[j] = own ? ptx::load_shared_v4(staging + next_item * 512)
+                       : ptx::load_relaxed(partial(p, next_block, warp, next_item, lane));
+          if (++next_block > last) {
+            next_block = first;
+            next_item += sharers;
+          }
+        }
+        next_item = item, next_block = block;
+#pragma unroll
+        for (int j = 0; j < kAtATime; ++j) {
+          if (next_item < kStripItems<kN>) absent |= is_absent(v[j]);
+          if (++next_block > last) {
+            next_block = first;
+            next_item += sharers;
+          }
+        }
+      } while (__any_sync(~0u, absent));
+#pragma unroll
+      for (int j = 0; j < kAtATime; ++j) {
+        if (item >= kStripItems<kN>) break;
+        const float gone = __uint_as_float(kAbsentSum);
+        if (block != int(blockIdx.x))
+          *partial(p, block, warp, item, lane) = {gone, gone, gone, gone};  // for the next launch
+        sum = {sum.x + v[j].x, sum.y + v[j].y, sum.z + v[j].z, sum.w + v[j].w};
+        if (++block > last) {
+          ptx::store_shared_v4(staging + item * 512, sum);
+          sum = {};
+          block = first;
+          item += sharers;
+        }
+      }
+    }
   }
 };
 
@@ -527,13 +544,12 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   }
   ptx::barrier_init_fence();
   __syncwarp();  // its barriers before the warp's copies
-  const int last_strip_team = own_end > begin ? int(p.by_chunks.divide(uint32_t(own_end - 1))) : -1;
-  StripCursor cursor{
-      .records = RecordFeed(p, team * kSpmmWarps + warp, own_end - begin, walk),
-      .pieces = PieceFeed(p, team * kSpmmWarps + warp, walk.chunk, last_strip_team * kSpmmWarps + warp,
-                          own_end - last_strip_team * p.shape.chunks),
-      .policy = ptx::evict_first_policy(),
-      .map = map};
+  const int last_team = own_end > begin ? int(p.by_chunks.divide(uint32_t(own_end - 1))) : -1;
+  StripCursor cursor{.records = RecordFeed(p, team * kSpmmWarps + warp, own_end - begin, walk),
+                     .pieces = PieceFeed(p, team * kSpmmWarps + warp, walk.chunk,
+                                         last_team * kSpmmWarps + warp, own_end - last_team * p.shape.chunks),
+                     .policy = ptx::evict_first_policy(),
+                     .map = map};
   cursor.begin_fill(p);
   ptx::named_barrier(kStartBarrier, kThreads<kN>);  // X's barriers and the table before anyone uses them
   cursor.end_fill(p);
@@ -558,6 +574,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
         cursor.close(p);
       }
       if (kUseWgmma<kN>) ptx::wgmma_wait<0>();
+      if (unit == own_end) break;
       ptx::wait_for_previous_grids();
       const TeamSums<kN> sums(p, team);
       if (sums.is_shared()) {
@@ -567,9 +584,15 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
         for (int item = 0; item < kStripItems<kN>; ++item)
           store_item<kN>(p, team * kSpmmWarps + warp, item, lane, item_of<kN>(acc, item));
       }
-      if (unit == own_end) break;
       clear<kN>(acc);
       ++team;
+    }
+    ptx::wait_for_previous_grids();
+    const TeamSums<kN> sums(p, team);
+    if (sums.only_leaves()) {
+      sums.leave(p, warp, lane, acc);
+    } else {
+      sums.finish(p, map + lane * 16, warp, lane, acc);  // the ring is free
     }
   }
   if (unit < end) {
@@ -578,15 +601,6 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
       pass_chunk<kN>(p, x_stages, walk.blocks(p), x, lane, acc);
       walk.next(p);
     }
-  }
-  ptx::wait_for_previous_grids();
-  // The first team and the last: any between are this block's alone.
-  const int last_team = int(p.by_chunks.divide(uint32_t(end - 1)));
-#pragma unroll 1
-  for (team = int(p.by_chunks.divide(uint32_t(begin)));; team = last_team) {
-    const TeamSums<kN> sums(p, team);
-    if (sums.is_shared()) sums.gather(p, map, warp, lane);
-    if (team == last_team) break;
   }
 #else
   __trap();  // sm_90a only; plans choose this kernel nowhere else
