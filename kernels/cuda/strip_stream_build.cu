@@ -1,18 +1,18 @@
 // Makes strip streams (kernels/format/strip_stream.h) from canonical TCA-BME arrays, on the GPU, once per
 // weight.
 //
-// records  A warp a strip, lane = lane of its two streams. It reads bitmaps only, walks chunk after chunk,
-// deals
-//          streams to tracks from where the chunk before ended, and writes the records. A chain, but a short
-//          one.
-// values   A scan has turned the strips' rows into places. A warp a block of a chunk: its values are one run
-//          of the canonical array, the record says where each lane's begin. Level tracks make the stores of a
-//          warp fall into few rows. Explicit zeros and holes are there already.
-#include <cub/device/device_scan.cuh>
+// Records  A warp a strip, lane = lane of its two streams. Reads bitmaps only, walks chunk after chunk, deals
+//          streams to tracks from where the chunk before ended: a chain, but a short one.
+// Places   A scan of the strips' rows, one thread block.
+// Values   A thread block a chunk, a warp a block: its values are one run of the canonical array, the record
+//          says where each lane's go. They meet in shared memory, so that whole rows are stored; rows that
+//          neighbouring chunks share are or-ed into zeros.
+#include <cub/block/block_scan.cuh>
 
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/spmm.h"
 
 namespace spinfer::cuda {
@@ -23,6 +23,7 @@ constexpr int kBitmapsPerBlock = kBitmapsPerGroupTile / kStripsPerGroupTile;
 static_assert(kBitmapsPerBlock == kStripLanes && kStripsPerGroupTile == 2, "a lane reads one bitmap");
 
 struct Totals {
+  uint64_t rows;
   int max_chunk_rows;
   int uneven;  ///< strips with chunks that do not fit the ring
 };
@@ -49,6 +50,37 @@ __device__ uint64_t lane_masks(uint64_t bitmap, int lane) {
   return bitmap;
 }
 
+/// mask_with_zeros for all nibbles at once, one bit each in the nibble's lowest.
+__device__ uint32_t pad_mask(int half, uint32_t mask, uint32_t next) {
+  constexpr uint32_t kOnes = 0x11111111u;
+  uint32_t odd = mask ^ mask >> 1;  // nibbles 0 … j together, with `half`
+  odd = (odd ^ odd >> 2) & kOnes;
+  odd ^= odd << 4;
+  odd ^= odd << 8;
+  odd ^= odd << 16;
+  if (half & 1) odd ^= kOnes;
+  const uint32_t pairs = mask & mask >> 1, full = pairs & pairs >> 2 & kOnes;
+  const uint32_t before_full = full >> 4 | uint32_t((next & 15u) == 15u) << 28;
+  // A zero is due where the parity is not that before the last full nibble, which was made even.
+  uint32_t last = odd & before_full, seen = before_full;
+  last |= last << 4 & ~seen;
+  seen |= seen << 4;
+  last |= last << 8 & ~seen;
+  seen |= seen << 8;
+  last |= last << 16 & ~seen;
+  const uint32_t due = before_full & (odd ^ last << 4);
+  const uint32_t free = ~mask;
+  const uint32_t lower = (free << 1 & 14u * kOnes) | (free << 2 & 12u * kOnes) | (free << 3 & 8u * kOnes);
+  return mask | (free & ~lower & 15u * due);
+}
+
+/// arrange_mask: the pairs of the low half and of the high half take turns.
+__device__ uint32_t interleave_pairs(uint32_t mask) {
+  mask = __byte_perm(mask, 0, 0x3120);
+  mask = (mask & 0xf00ff00fu) | (mask << 4 & 0x0f000f00u) | (mask >> 4 & 0x00f000f0u);
+  return (mask & 0xc3c3c3c3u) | (mask << 2 & 0x30303030u) | (mask >> 2 & 0x0c0c0c0cu);
+}
+
 /// Pieces from these positions on, and through what blocks that end there need (strip_stream.cpp).
 __device__ int lowest_of(const int (&half)[kStripTiers]) {
   return __reduce_min_sync(~0u, min(half[0], half[1]));
@@ -62,6 +94,10 @@ __device__ int first_piece(const int (&half)[kStripTiers]) {
 __device__ int pieces_until(const int (&half)[kStripTiers]) {
   return (highest_of(half) / 2 + 1) / kPieceRows + 1;
 }
+
+/// Of a stream in a chunk; ends of tracks differ by less than kMostLength + kMaxLag + 2.
+constexpr int kMostLength = kMaxChunkBlocks * 32;
+static_assert(kMostLength + kMaxLag + 2 < 1 << 10, "keys of `ranks`");
 
 /// What a warp keeps of its strip.
 struct SharedStrip {
@@ -82,41 +118,52 @@ struct StripWalk {
   bool fits = true;
   /// Of the lane's streams, tier by tier.
   int track[kStripTiers], half[kStripTiers];
+  uint64_t bitmaps[kMaxChunkBlocks];  ///< of the chunk that is dealt next
 
-  __device__ void read_masks(int chunk) {
-    const int begin = shape.block_begin(chunk), blocks = shape.chunk_blocks(chunk);
-    uint64_t bitmaps[kMaxChunkBlocks];
+  /// Reads the next chunk's bitmaps, one of each block a lane. There may be none.
+  __device__ void read_bitmaps(int begin, int blocks) {
+    const uint64_t* first = bitmaps_of(w, strip, begin) + lane;
+#pragma unroll
+    for (int i = 0; i < kMaxChunkBlocks; ++i) bitmaps[i] = i < blocks ? first[i * kBitmapsPerGroupTile] : 0;
+  }
+  /// Turns them into masks.
+  __device__ void make_masks(int blocks) {
 #pragma unroll
     for (int i = 0; i < kMaxChunkBlocks; ++i)
-      bitmaps[i] = i < blocks ? bitmaps_of(w, strip, begin + i)[lane] : 0;
-#pragma unroll
-    for (int i = 0; i < kMaxChunkBlocks; ++i) shared.masks[i][lane] = lane_masks(bitmaps[i], lane);
+      shared.masks[i][lane] = i < blocks ? lane_masks(bitmaps[i], lane) : 0;
   }
 
   __device__ uint32_t mask(int block, int tier) const {
     return uint32_t(shared.masks[block][lane] >> (32 * tier));
   }
 
-  /// Deals the streams of the chunk whose masks were read. `end` is where tracks `lane` and 32 + `lane`
+  /// How many lanes have a lower first (low half of the result) and a lower second key, of equals the lanes
+  /// before. Keys are below 2^10.
+  __device__ uint32_t ranks(int first, int second) const {
+    const uint32_t keys = uint32_t(second << 5 | lane) << 16 | uint32_t(first << 5 | lane);
+    uint32_t rank = 0;
+#pragma unroll 8
+    for (int i = 0; i < kStripLanes; ++i)  // bits 15 and 31 stay where the other key is not higher
+      rank += ((keys | 0x80008000u) - __shfl_sync(~0u, keys, i)) >> 15 & 0x00010001u;
+    return rank - 0x00010001u;  // this lane itself
+  }
+
+  /// Deals the streams of the chunk whose masks these are. `end` is where tracks `lane` and 32 + `lane`
   /// ended.
   __device__ void deal(const int (&end)[kStripTiers]) {
-    int length[kStripTiers] = {}, by_length[kStripTiers] = {}, by_end[kStripTiers] = {};
+    int length[kStripTiers] = {};
     for (int i = 0; i < kMaxChunkBlocks; ++i) {
       length[0] += __popc(mask(i, 0));
       length[1] += __popc(mask(i, 1));
     }
-    for (int i = 0; i < kStripLanes; ++i) {
-#pragma unroll
-      for (int t = 0; t < kStripTiers; ++t) {
-        const int other_length = __shfl_sync(~0u, length[t], i), other_end = __shfl_sync(~0u, end[t], i);
-        by_length[t] += other_length > length[t] || (other_length == length[t] && i < lane);
-        by_end[t] += other_end < end[t] || (other_end == end[t] && i < lane);
-      }
-    }
+    const int first_end = lowest_of(end);
+    const uint32_t by_length = ranks(kMostLength - length[0], kMostLength - length[1]);
+    const uint32_t by_end = ranks(end[0] - first_end, end[1] - first_end);
 #pragma unroll
     for (int t = 0; t < kStripTiers; ++t) {
-      shared.track[t * kStripLanes + by_end[t]] = t * kStripLanes + lane;
-      shared.end[t * kStripLanes + by_end[t]] = end[t];
+      const uint32_t rank = t * kStripLanes + (by_end >> (16 * t) & 0xffffu);
+      shared.track[rank] = t * kStripLanes + lane;
+      shared.end[rank] = end[t];
     }
     __syncwarp();
     const bool first_is_ahead = __reduce_add_sync(~0u, end[0] - end[1]) > 0;
@@ -124,7 +171,8 @@ struct StripWalk {
     const int lowest = highest_of(end) - kMaxLag;
 #pragma unroll
     for (int t = 0; t < kStripTiers; ++t) {
-      const int rank = (t ^ int(first_is_ahead != second_is_longer)) * kStripLanes + by_length[t];
+      const int rank =
+          (t ^ int(first_is_ahead != second_is_longer)) * kStripLanes + (by_length >> (16 * t) & 0xffffu);
       track[t] = shared.track[rank];
       half[t] = max(shared.end[rank], lowest);
       if ((mask(0, t) & 15u) == 15u) half[t] += half[t] & 1;
@@ -137,24 +185,31 @@ struct StripWalk {
     uint32_t words[kStripTiers];
 #pragma unroll
     for (int t = 0; t < kStripTiers; ++t) {
-      const uint32_t padded =
-          mask_with_zeros(half[t], mask(block, t), block + 1 < blocks ? mask(block + 1, t) : 0u);
+      const uint32_t padded = pad_mask(half[t], mask(block, t), block + 1 < blocks ? mask(block + 1, t) : 0u);
       half[t] += __popc(padded);
-      words[t] = arrange_mask(padded);
+      words[t] = interleave_pairs(padded);
     }
     reinterpret_cast<uint2*>(record + sizeof(ChunkHead) + block * kMaskRowBytes)[lane] =
         make_uint2(words[0], words[1]);
   }
 
   __device__ void walk() {
-    read_masks(0);
+    int begin = 0, end = shape.block_begin(1);
+    read_bitmaps(begin, end);
+    make_masks(end);
     deal({0, 0});
-    for (int chunk = 0; chunk < shape.chunks; ++chunk) walk_chunk(chunk);
+    for (int chunk = 0; chunk < shape.chunks; ++chunk) {
+      const int next_end = chunk + 1 < shape.chunks ? shape.block_begin(chunk + 2) : end;
+      read_bitmaps(end, next_end - end);  // while this chunk is walked
+      walk_chunk(end - begin, next_end - end);
+      begin = end;
+      end = next_end;
+    }
   }
 
-  /// Writes a chunk's record and deals the next one.
-  __device__ void walk_chunk(int chunk) {
-    const int blocks = shape.chunk_blocks(chunk), first_row = lowest_of(half) / 2;
+  /// Writes a chunk's record and deals the next one, if there is one.
+  __device__ void walk_chunk(int blocks, int next_blocks) {
+    const int first_row = lowest_of(half) / 2;
     ChunkHead* head = reinterpret_cast<ChunkHead*>(record);
     int used = first_row / kPieceRows;
 #pragma unroll
@@ -183,13 +238,13 @@ struct StripWalk {
     strip_rows = max(strip_rows, end);
     max_chunk_rows = max(max_chunk_rows, end - first_row);
     int used_after = arrived;
-    if (chunk + 1 < shape.chunks) {
+    if (next_blocks > 0) {
       shared.end[track[0]] = half[0];
       shared.end[track[1]] = half[1];
       __syncwarp();
       const int track_end[kStripTiers] = {shared.end[lane], shared.end[kStripLanes + lane]};
       __syncwarp();
-      read_masks(chunk + 1);
+      make_masks(next_blocks);
       deal(track_end);
       used_after = first_piece(half);
     }
@@ -205,136 +260,181 @@ struct StripWalk {
   }
 };
 
-/// Writes all records, `places[].pieces` and how many rows each strip has. A thread block is a warp.
+/// Writes all records and `places`: how many pieces and, for place_strips, how many rows each strip has. A
+/// thread block is a warp.
 __global__ void __launch_bounds__(kStripLanes)
-    write_records(TcaBmeView w, StripShape shape, uint8_t* records, StripPlace* places, uint64_t* rows,
-                  Totals* totals) {
+    write_records(TcaBmeView w, StripShape shape, uint8_t* records, StripPlace* places, Totals* totals) {
   __shared__ SharedStrip shared;
   const int64_t strip = blockIdx.x;
   StripWalk walk{w, shape, shared, strip, int(threadIdx.x), records + strip * shape.record_bytes()};
   walk.walk();
   if (walk.lane != 0) return;
-  places[strip].pieces = uint32_t(walk.arrived);
-  rows[strip] = uint64_t(walk.strip_rows);
+  places[strip] = {uint32_t(walk.strip_rows), uint32_t(walk.arrived)};
   atomicMax(&totals->max_chunk_rows, walk.max_chunk_rows);
   if (!walk.fits) atomicAdd(&totals->uneven, 1);
 }
 
-/// A block's values on their way from the canonical array to the tracks.
-struct BlockScatter {
-  const Half* values;  ///< the strip's first of this block
-  uint64_t bitmap;     ///< the strip's bitmap `lane` of this block
-  uint16_t* rows;      ///< the chunk's first piece
-  int lane;
-  int track[kStripTiers], half[kStripTiers];  ///< half from the chunk's first piece on
-  uint32_t word[kStripTiers];                 ///< masks as stored
+constexpr int kPlaceThreads = 512;
 
-  __device__ void put(int tier, const Half* value) {
-    const uint16_t bits = __ldg(&value->bits);  // so that loads may overtake stores
-    rows[half[tier] / 2 * (kTrackRowBytes / 2) + track[tier] * 2 + half[tier] % 2] = bits;
+/// Turns `places[].row` from each strip's rows into where they begin. One thread block.
+__global__ void __launch_bounds__(kPlaceThreads)
+    place_strips(int64_t strips, StripPlace* places, Totals* totals) {
+  using Scan = cub::BlockScan<uint64_t, kPlaceThreads>;
+  __shared__ typename Scan::TempStorage storage;
+  uint64_t before = 0;
+  for (int64_t first = 0; first < strips; first += kPlaceThreads) {
+    const int64_t strip = first + threadIdx.x;
+    uint64_t begin = strip < strips ? places[strip].row : 0, sum;
+    Scan(storage).ExclusiveSum(begin, begin, sum);
+    if (strip < strips) places[strip].row = uint32_t(before + begin);
+    before += sum;
+    __syncthreads();  // `storage` is used anew
+  }
+  if (threadIdx.x == 0) totals->rows = before;
+}
+
+/// A warp that brings a block's values to a chunk's rows in shared memory.
+struct BlockScatter {
+  const Half* values;       ///< the strip's first of this block
+  const uint64_t* bitmaps;  ///< the strip's of this block
+  int lane;
+  uint32_t track[kStripTiers];  ///< shared address in the chunk's first row
+  int half[kStripTiers];        ///< from there on
+  uint32_t word[kStripTiers];   ///< masks as stored
+
+  __device__ void put(int tier, uint16_t value) {
+    // a row a word: the second half is 2 bytes behind the first, the next word a row
+    const int h = half[tier];
+    ptx::store_shared_16(
+        track[tier] + uint32_t(h * (kTrackRowBytes / 2) - (h & 1) * (kTrackRowBytes / 2 - 2)), value);
   }
 
   __device__ void run() {
-    const int count = __popcll(bitmap);
-    int through = count;  // values up to and with this lane's bitmap
-#pragma unroll
-    for (int step = 1; step < kStripLanes; step *= 2) {
-      const int other = __shfl_up_sync(~0u, through, step);
-      through += lane >= step ? other : 0;
-    }
-    const int begin = through - count;
+    int begin = 0;  // of the bitmap's values
     const uint64_t below = (uint64_t{1} << (2 * lane)) - 1;
 #pragma unroll
     for (int i = 0; i < kBitmapsPerBlock; ++i) {
       const int tier = i / 16, tile = i % 16 / 4;
-      const uint64_t bits = __shfl_sync(~0u, bitmap, i);
-      const Half* next = values + __shfl_sync(~0u, begin, i) + __popcll(bits & below);
-      const uint32_t there = uint32_t(bits >> (2 * lane)) & 3u;
-      const uint32_t stored = word[tier] >> (16 * (tile % 2) + 4 * (i % 4) + 2 * (tile / 2)) & 3u;
-      if (there & 1u) put(tier, next);
+      const uint64_t bits = __ldg(bitmaps + i);
+      const Half* next = values + begin + __popcll(bits & below);
+      const uint32_t there = uint32_t(bits >> (2 * lane));
+      const uint32_t stored = word[tier] >> (16 * (tile % 2) + 4 * (i % 4) + 2 * (tile / 2));
+      if (there & 1u) put(tier, __ldg(&next->bits));
       half[tier] += int(stored & 1u);
-      if (there & 2u) put(tier, next + (there & 1u));
-      half[tier] += int(stored >> 1);
+      if (there & 2u) put(tier, __ldg(&next[there & 1u].bits));
+      half[tier] += int(stored >> 1 & 1u);
+      begin += __popcll(bits);
     }
   }
 };
 
-/// Writes all values and `places[].row`. A thread block is a chunk of a strip.
-__global__ void __launch_bounds__(kMaxChunkBlocks* kStripLanes)
-    write_values(TcaBmeView w, StripShape shape, const uint8_t* records, const uint64_t* row_begins,
-                 StripPlace* places, uint8_t* values) {
-  const int64_t strip = blockIdx.x / unsigned(shape.chunks);
-  const int chunk = int(blockIdx.x % unsigned(shape.chunks));
-  const int lane = int(threadIdx.x) % kStripLanes, block = int(threadIdx.x) / kStripLanes;
-  if (chunk == 0 && threadIdx.x == 0) places[strip].row = uint32_t(row_begins[strip]);
-  if (block >= shape.chunk_blocks(chunk)) return;
-
-  const uint8_t* record = records + strip * shape.record_bytes() + shape.record_begin(chunk);
+/// One warp's share of a chunk. `record` is the chunk's, `rows` has its rows in shared memory.
+__device__ void scatter_block(const TcaBmeView& w, int64_t strip, int column, const uint8_t* record,
+                              int block, int lane, const void* rows) {
   const auto* head = reinterpret_cast<const ChunkHead*>(record);
   const auto* masks = reinterpret_cast<const uint2*>(record + sizeof(ChunkHead)) + lane;
-  const uint64_t* bitmaps = bitmaps_of(w, strip, shape.block_begin(chunk) + block);
-  const int64_t group = group_of(w, strip, shape.block_begin(chunk) + block);
+  const uint64_t* bitmaps = bitmaps_of(w, strip, column);
   int above = 0;  // values of the strip above in the GroupTile
   if (strip % kStripsPerGroupTile)
     above = __reduce_add_sync(~0u, __popcll((bitmaps - kBitmapsPerBlock)[lane]));
 
-  BlockScatter block_scatter{};
-  block_scatter.values = w.values + w.offset(group) + above;
-  block_scatter.bitmap = bitmaps[lane];
-  const int64_t row = int64_t(row_begins[strip]) + head->first_row / kPieceRows * kPieceRows;
-  block_scatter.rows = reinterpret_cast<uint16_t*>(values + row * kTrackRowBytes);
-  block_scatter.lane = lane;
+  BlockScatter scatter{w.values + w.offset(group_of(w, strip, column)) + above, bitmaps, lane};
+  const int origin = int(head->first_row) % kPieceRows * 2;
 #pragma unroll
   for (int t = 0; t < kStripTiers; ++t) {
     const uint32_t start = head->start[lane][t];
-    block_scatter.track[t] = start_track(start);
-    block_scatter.half[t] = int(start_position(start) / 16);
+    scatter.track[t] = ptx::shared_address(rows) + start_track(start) * sizeof(uint32_t);
+    scatter.half[t] = int(start_position(start) / 16) - origin;
   }
   for (int i = 0; i < block; ++i) {
     const uint2 before = masks[i * kStripLanes];
-    block_scatter.half[0] += __popc(before.x);
-    block_scatter.half[1] += __popc(before.y);
+    scatter.half[0] += __popc(before.x);
+    scatter.half[1] += __popc(before.y);
   }
   const uint2 own = masks[block * kStripLanes];
-  block_scatter.word[0] = own.x;
-  block_scatter.word[1] = own.y;
-  block_scatter.run();
+  scatter.word[0] = own.x;
+  scatter.word[1] = own.y;
+  scatter.run();
 }
 
-/// What `write_records` has made.
+constexpr uint32_t kVectorsPerRow = kTrackRowBytes / sizeof(uint4);
+
+/// Or-es what is there into halves that may be another chunk's.
+__device__ void add_halves(uint4* to, uint4 halves) {
+  auto* words = reinterpret_cast<uint32_t*>(to);
+  if (halves.x) atomicOr(words, halves.x);
+  if (halves.y) atomicOr(words + 1, halves.y);
+  if (halves.z) atomicOr(words + 2, halves.z);
+  if (halves.w) atomicOr(words + 3, halves.w);
+}
+
+/// Writes all values over zeros. A thread block is a chunk of a strip; its shared memory holds the largest
+/// chunk's rows.
+__global__ void __launch_bounds__(kMaxChunkBlocks* kStripLanes)
+    write_values(TcaBmeView w, StripShape shape, const uint8_t* records, const StripPlace* places,
+                 uint8_t* values) {
+  extern __shared__ uint4 assembled[];
+  const int64_t strip = blockIdx.x / unsigned(shape.chunks);
+  const int chunk = int(blockIdx.x % unsigned(shape.chunks));
+  const int lane = int(threadIdx.x) % kStripLanes;
+  // A shuffle, so that the compiler sees that a warp stays together.
+  const int block = __shfl_sync(~0u, int(threadIdx.x) / kStripLanes, 0);
+  records += strip * shape.record_bytes();
+  const auto head_of = [&](int c) {
+    return reinterpret_cast<const ChunkHead*>(records + shape.record_begin(c));
+  };
+  const uint32_t first_row = head_of(chunk)->first_row, count = head_of(chunk)->rows * kVectorsPerRow;
+  // rows of no other chunk: ends and beginnings never go back from chunk to chunk
+  const uint32_t own_begin = chunk > 0 ? head_of(chunk - 1)->first_row + head_of(chunk - 1)->rows : 0;
+  const uint32_t own_end = chunk + 1 < shape.chunks ? head_of(chunk + 1)->first_row : ~0u;
+
+  for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) assembled[i] = uint4{};
+  __syncthreads();  // before values
+  if (block < shape.chunk_blocks(chunk))
+    scatter_block(w, strip, shape.block_begin(chunk) + block, records + shape.record_begin(chunk), block,
+                  lane, assembled);
+  __syncthreads();  // all values are there
+  auto* out = reinterpret_cast<uint4*>(values) + (int64_t(places[strip].row) + first_row) * kVectorsPerRow;
+  for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) {
+    const uint32_t row = first_row + i / kVectorsPerRow;
+    if (row >= own_begin && row < own_end) {
+      out[i] = assembled[i];
+    } else {
+      add_halves(out + i, assembled[i]);
+    }
+  }
+}
+
+/// A chunk that fits the ring fits the shared memory that every kernel has.
+static_assert((kMaxChunkBlocks * 16 + kMaxLag / 2 + 2) * kTrackRowBytes <= 48 * 1024);
+
+/// What the first two kernels have made, in the context's workspace: the layout's own memory is allocated in
+/// one piece when its size is known, for an allocation takes as long as a kernel.
 struct Records {
-  std::shared_ptr<void> memory, places, row_begins;
-  uint64_t rows = 0;
+  size_t bytes = 0;  ///< of the records
+  uint8_t* memory = nullptr;
+  StripPlace* places = nullptr;  ///< right behind the records
   Totals totals{};
 };
 
 Records make_records(Context& context, const TcaBmeView& w, const StripShape& shape) {
   const size_t strips = size_t(shape.strips());
   Records out;
-  out.memory = context.allocate_shared(strips * size_t(shape.record_bytes()));
-  out.places = context.allocate_shared(strips * sizeof(StripPlace));
-  out.row_begins = context.allocate_shared((strips + 1) * sizeof(uint64_t));
-  auto* rows = static_cast<uint64_t*>(out.row_begins.get());
-  const auto totals = context.allocate_shared(sizeof(Totals));
+  out.bytes = strips * size_t(shape.record_bytes());
+  const size_t place_bytes = strips * sizeof(StripPlace);
+  out.memory = static_cast<uint8_t*>(context.workspace(out.bytes + place_bytes + sizeof(Totals)));
+  out.places = reinterpret_cast<StripPlace*>(out.memory + out.bytes);
+  auto* totals = reinterpret_cast<Totals*>(out.places + strips);
   const cudaStream_t stream = context.stream();
-  SPINFER_CUDA_CHECK(cudaMemsetAsync(totals.get(), 0, sizeof(Totals), stream));
-  SPINFER_CUDA_CHECK(cudaMemsetAsync(rows + strips, 0, sizeof(uint64_t), stream));
-  write_records<<<unsigned(strips), kStripLanes, 0, stream>>>(
-      w, shape, static_cast<uint8_t*>(out.memory.get()), static_cast<StripPlace*>(out.places.get()), rows,
-      static_cast<Totals*>(totals.get()));
+  SPINFER_CUDA_CHECK(cudaMemsetAsync(totals, 0, sizeof(Totals), stream));
+  write_records<<<unsigned(strips), kStripLanes, 0, stream>>>(w, shape, out.memory, out.places, totals);
   SPINFER_LAUNCH_CHECK("strip stream records");
-  size_t scan_bytes = 0;
-  SPINFER_CUDA_CHECK(cub::DeviceScan::ExclusiveSum(nullptr, scan_bytes, rows, int64_t(strips + 1), stream));
-  const auto scan = context.allocate_shared(scan_bytes);
-  SPINFER_CUDA_CHECK(
-      cub::DeviceScan::ExclusiveSum(scan.get(), scan_bytes, rows, int64_t(strips + 1), stream));
-  SPINFER_CUDA_CHECK(
-      cudaMemcpyAsync(&out.totals, totals.get(), sizeof(Totals), cudaMemcpyDeviceToHost, stream));
-  SPINFER_CUDA_CHECK(
-      cudaMemcpyAsync(&out.rows, rows + strips, sizeof(uint64_t), cudaMemcpyDeviceToHost, stream));
+  place_strips<<<1, kPlaceThreads, 0, stream>>>(shape.strips(), out.places, totals);
+  SPINFER_LAUNCH_CHECK("strip stream places");
+  SPINFER_CUDA_CHECK(cudaMemcpyAsync(&out.totals, totals, sizeof(Totals), cudaMemcpyDeviceToHost, stream));
   SPINFER_CUDA_CHECK(cudaStreamSynchronize(stream));
-  check(out.rows < uint64_t{1} << 32, "strip streams of {}×{}: {} rows of values, the limit is 2^32", shape.m,
-        shape.k, out.rows);
+  check(out.totals.rows < uint64_t{1} << 32, "strip streams of {}×{}: {} rows of values, the limit is 2^32",
+        shape.m, shape.k, out.totals.rows);
   return out;
 }
 
@@ -349,33 +449,36 @@ StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& w, i
   StripShape shape{w.m, w.k, chunks};
   check(chunks >= 1 && chunks <= shape.blocks() && shape.max_chunk_blocks() <= kMaxChunkBlocks,
         "strip streams of {}×{}: {} chunks are no legal cut", w.m, w.k, chunks);
-  Records records = make_records(context, w, shape);
-  while (records.totals.uneven > 0) {
+  Records made = make_records(context, w, shape);
+  while (made.totals.uneven > 0) {
     shape.chunks = refine_strip_chunks(shape);
-    records = {};
-    records = make_records(context, w, shape);
+    made = make_records(context, w, shape);
   }
-  const size_t strips = size_t(shape.strips());
-  const size_t value_bytes = size_t(records.rows + kPieceRows + 1) * kTrackRowBytes;
-  const auto values = context.allocate_shared(value_bytes);
-  SPINFER_CUDA_CHECK(cudaMemsetAsync(values.get(), 0, value_bytes, context.stream()));
-  write_values<<<unsigned(strips) * unsigned(shape.chunks), unsigned(shape.max_chunk_blocks() * kStripLanes),
-                 0, context.stream()>>>(w, shape, static_cast<const uint8_t*>(records.memory.get()),
-                                        static_cast<const uint64_t*>(records.row_begins.get()),
-                                        static_cast<StripPlace*>(records.places.get()),
-                                        static_cast<uint8_t*>(values.get()));
+  const size_t place_bytes = size_t(shape.strips()) * sizeof(StripPlace);
+  const size_t value_bytes = size_t(made.totals.rows + kPieceRows + 1) * kTrackRowBytes;
+  const auto memory = context.allocate_shared(value_bytes + made.bytes + place_bytes);
+  auto* values = static_cast<uint8_t*>(memory.get());
+  uint8_t* records = values + value_bytes;
+  auto* places = reinterpret_cast<StripPlace*>(records + made.bytes);
+  const cudaStream_t stream = context.stream();
+  SPINFER_CUDA_CHECK(cudaMemsetAsync(values, 0, value_bytes, stream));
+  SPINFER_CUDA_CHECK(
+      cudaMemcpyAsync(records, made.memory, made.bytes + place_bytes, cudaMemcpyDeviceToDevice, stream));
+  write_values<<<unsigned(shape.strips() * shape.chunks), unsigned(shape.max_chunk_blocks() * kStripLanes),
+                 size_t(made.totals.max_chunk_rows) * kTrackRowBytes, stream>>>(w, shape, records, places,
+                                                                                values);
   SPINFER_LAUNCH_CHECK("strip stream values");
-  SPINFER_CUDA_CHECK(cudaStreamSynchronize(context.stream()));
+  SPINFER_CUDA_CHECK(cudaStreamSynchronize(stream));
 
   StripStream out;
   out.view.shape = shape;
-  out.view.records = static_cast<const uint8_t*>(records.memory.get());
-  out.view.places = static_cast<const StripPlace*>(records.places.get());
-  out.view.values = static_cast<const uint8_t*>(values.get());
-  out.view.rows = int64_t(records.rows);
-  out.view.max_chunk_rows = records.totals.max_chunk_rows;
+  out.view.records = records;
+  out.view.places = places;
+  out.view.values = values;
+  out.view.rows = int64_t(made.totals.rows);
+  out.view.max_chunk_rows = made.totals.max_chunk_rows;
   out.device_bytes = out.view.bytes();
-  out.storage = {records.memory, values, records.places};
+  out.storage = {memory};
   return out;
 }
 

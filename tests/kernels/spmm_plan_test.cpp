@@ -24,7 +24,7 @@ TEST_P(LayoutPlan, IsALegalCutAtEveryDensity) {
     int blocks = 0;
     for (int c = 0; c < shape.chunks; ++c) {
       EXPECT_GE(shape.chunk_blocks(c), 1);
-      EXPECT_EQ(shape.record_begin(c), c * 80 + blocks * 128);
+      EXPECT_EQ(shape.record_begin(c), c * 144 + blocks * 256);
       blocks += shape.chunk_blocks(c);
     }
     EXPECT_EQ(blocks, shape.blocks());
