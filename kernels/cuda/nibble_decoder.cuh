@@ -101,8 +101,7 @@ class NibbleDecoder {
   __device__ void load_entries(const uint32_t (&masks)[kStripTiers], int half, StripEntries& entries) const {
 #pragma unroll
     for (int t = 0; t < kStripTiers; ++t) {
-      const uint32_t mask = masks[t], low = half ? mask >> 2 : mask, high = half ? mask >> 4 : mask >> 2;
-      const uint32_t nibbles = (low & 0x03030303u) | (high & 0x0c0c0c0cu);  // one a byte
+      const uint32_t nibbles = mask_nibbles(masks[t], half);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"

@@ -38,7 +38,7 @@ class ChunkReader {
   /// Starts the loads of the block's tile kTile. Tiles in order.
   template <int kTile>
   __device__ void load() {
-    const uint32_t pairs = pairs_of(mask_, kTile / 2);
+    const uint32_t pairs = mask_pairs(mask_, kTile / 2);
     decoder_.load(kTile % 2 ? pairs >> 16 : pairs, windows_[kTile % 2]);
   }
   /// The registers of tile kTile, one of the two loaded last.

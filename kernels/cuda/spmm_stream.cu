@@ -585,6 +585,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
           store_item<kN>(p, team * kSpmmWarps + warp, item, lane, item_of<kN>(acc, item));
       }
       clear<kN>(acc);
+      __syncwarp();  // tells the compiler that the warp is whole: or it gives up uniform registers
       ++team;
     }
     ptx::wait_for_previous_grids();

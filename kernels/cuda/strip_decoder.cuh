@@ -102,9 +102,4 @@ struct StripDecoder {
   }
 };
 
-/// A stored mask word taken apart: the tiles of half 0 or 1 of a block.
-__device__ inline uint32_t pairs_of(uint32_t word, int half) {
-  return (half ? word >> 2 : word) & 0x33333333u;
-}
-
 }  // namespace spinfer::cuda

@@ -285,7 +285,7 @@ class StripReader {
   void read_block(int block, int lane, int tier, int track, uint32_t word, uint32_t& position) {
     for (int t = 0; t < 4; ++t) {
       uint32_t a[4];
-      decode_tile(ring_, track, (word >> (t / 2 * 2) & 0x33333333u) >> (16 * (t % 2)), position, a);
+      decode_tile(ring_, track, mask_pairs(word, t / 2) >> (16 * (t % 2)), position, a);
       for (int i = 0; i < 8; ++i) {
         const int64_t row = strip_ * kStripRows + tier * kTierRows + i / 2 % 2 * 8 + lane / 4;
         const int64_t col = int64_t(block) * kBlockColumns + t * kTcTile + i / 4 * 8 + lane % 4 * 2 + i % 2;

@@ -142,15 +142,21 @@ constexpr uint32_t mask_with_zeros(int half, uint32_t mask, uint32_t next) {
   return result;
 }
 
-/// A mask word as it is stored: pair i of tile t (register a[i]) is bits 16·(t%2) + 4i + 2·(t/2), so that
-/// word & 0x33333333 has one pair a nibble of tiles 0 (low half) and 1, and (word >> 2) & 0x33333333 of 2, 3.
+/// A mask word as it is stored: byte i has nibble i in its low half and nibble 4 + i in its high one, so that
+/// a shift and a mask give half a block (two tiles), a nibble a byte.
 constexpr uint32_t arrange_mask(uint32_t mask) {
   uint32_t word = 0;
-  for (int t = 0; t < 4; ++t) {
-    for (int i = 0; i < 4; ++i)
-      word |= (mask >> (8 * t + 2 * i) & 3u) << (16 * (t % 2) + 4 * i + 2 * (t / 2));
-  }
+  for (int j = 0; j < kNibblesPerBlock; ++j) word |= (mask >> (4 * j) & 15u) << (8 * (j % 4) + 4 * (j / 4));
   return word;
+}
+/// The nibbles of half 0 or 1 of a block, one a byte, of a stored mask.
+constexpr uint32_t mask_nibbles(uint32_t word, int half) {
+  return (half ? word >> 4 : word) & 0x0f0f0f0fu;
+}
+/// The same, a pair of weights a nibble, the higher two bits of each zero: a tile is 16 bits.
+constexpr uint32_t mask_pairs(uint32_t word, int half) {
+  const uint32_t nibbles = mask_nibbles(word, half);
+  return (nibbles | nibbles << 2) & 0x33333333u;
 }
 
 /// What the decoder looks up for a pair of weights p (bit 0: the first is there), a byte each. A pair's

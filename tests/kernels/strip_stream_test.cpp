@@ -109,11 +109,13 @@ TEST(StripStream, SelectorsPickWhatThePairHas) {
   EXPECT_EQ(bytes(3), (std::array{0, 1, 2, 3}));
 }
 
-TEST(StripStream, StoredMasksHaveAPairANibble) {
+TEST(StripStream, StoredMasksComeApartByHalves) {
   for (int t = 0; t < 4; ++t) {
     for (int i = 0; i < 4; ++i) {
-      const uint32_t word = arrange_mask(2u << (8 * t + 2 * i));
-      EXPECT_EQ((word >> (t / 2 * 2) & 0x33333333u) >> (16 * (t % 2)) & 0xffffu, 2u << (4 * i));
+      const uint32_t word = arrange_mask(2u << (8 * t + 2 * i)), nibble = 2u << (2 * (i % 2));
+      EXPECT_EQ(mask_nibbles(word, t / 2), nibble << (16 * (t % 2) + 8 * (i / 2)));
+      EXPECT_EQ(mask_pairs(word, t / 2), 2u << (16 * (t % 2) + 4 * i));
+      EXPECT_EQ(mask_nibbles(word, 1 - t / 2), 0u);
     }
   }
   EXPECT_EQ(arrange_mask(0xffffffffu), 0xffffffffu);
