@@ -74,11 +74,13 @@ __device__ uint32_t pad_mask(int half, uint32_t mask, uint32_t next) {
   return mask | (free & ~lower & 15u * due);
 }
 
-/// arrange_mask: the pairs of the low half and of the high half take turns.
-__device__ uint32_t interleave_pairs(uint32_t mask) {
-  mask = __byte_perm(mask, 0, 0x3120);
-  mask = (mask & 0xf00ff00fu) | (mask << 4 & 0x0f000f00u) | (mask >> 4 & 0x00f000f0u);
-  return (mask & 0xc3c3c3c3u) | (mask << 2 & 0x30303030u) | (mask >> 2 & 0x0c0c0c0cu);
+/// arrange_mask in few steps.
+__device__ uint32_t nibbles_to_bytes(uint32_t low_half) {
+  const uint32_t pairs = (low_half | low_half << 8) & 0x00ff00ffu;
+  return (pairs | pairs << 4) & 0x0f0f0f0fu;
+}
+__device__ uint32_t arrange(uint32_t mask) {
+  return nibbles_to_bytes(mask & 0xffffu) | nibbles_to_bytes(mask >> 16) << 4;
 }
 
 /// Pieces from these positions on, and through what blocks that end there need (strip_stream.cpp).
@@ -187,7 +189,7 @@ struct StripWalk {
     for (int t = 0; t < kStripTiers; ++t) {
       const uint32_t padded = pad_mask(half[t], mask(block, t), block + 1 < blocks ? mask(block + 1, t) : 0u);
       half[t] += __popc(padded);
-      words[t] = interleave_pairs(padded);
+      words[t] = arrange(padded);
     }
     reinterpret_cast<uint2*>(record + sizeof(ChunkHead) + block * kMaskRowBytes)[lane] =
         make_uint2(words[0], words[1]);
@@ -318,7 +320,8 @@ struct BlockScatter {
       const uint64_t bits = __ldg(bitmaps + i);
       const Half* next = values + begin + __popcll(bits & below);
       const uint32_t there = uint32_t(bits >> (2 * lane));
-      const uint32_t stored = word[tier] >> (16 * (tile % 2) + 4 * (i % 4) + 2 * (tile / 2));
+      const uint32_t stored =
+          word[tier] >> (16 * (tile % 2) + 8 * (i % 4 / 2) + 4 * (tile / 2) + 2 * (i % 2));
       if (there & 1u) put(tier, __ldg(&next->bits));
       half[tier] += int(stored & 1u);
       if (there & 2u) put(tier, __ldg(&next[there & 1u].bits));
