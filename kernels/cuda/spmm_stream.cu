@@ -96,19 +96,33 @@ struct XStage {
 };
 
 template <int kN>
-__device__ void clear(StripSums<kN>& acc) {
+inline constexpr bool kUseWgmma = kN >= 32;
+
+/// Where a strip's products are added up. mma.sync alternates between two: the next that adds to the same
+/// registers is then half a block away, and nothing waits for it.
+template <int kN>
+struct Accumulators {
+  static constexpr int kSets = kUseWgmma<kN> ? 1 : 2;
+  StripSums<kN> set[kSets];
+
+  __device__ void clear() {
 #pragma unroll
-  for (int i = 0; i < kN; ++i) acc[i / (kN / 2)][i % (kN / 2)] = 0.0f;
-}
+    for (int i = 0; i < kSets * kN; ++i) set[i / kN][i / (kN / 2) % kStripTiers][i % (kN / 2)] = 0.0f;
+  }
+  __device__ StripSums<kN>& sums() {
+    if constexpr (kSets == 2) {
+#pragma unroll
+      for (int i = 0; i < kN; ++i) set[0][i / (kN / 2)][i % (kN / 2)] += set[1][i / (kN / 2)][i % (kN / 2)];
+    }
+    return set[0];
+  }
+};
 
 /// Keeps the compiler from computing a shared address anew wherever it is used.
 __device__ inline uint32_t once(uint32_t address) {
   asm volatile("mov.b32 %0, %1;" : "=r"(address) : "r"(address));
   return address;
 }
-
-template <int kN>
-inline constexpr bool kUseWgmma = kN >= 32;
 
 /// acc += two assembled tiles · X's columns of a pair, by wgmma. X is read from shared memory by the tensor
 /// cores.
@@ -118,13 +132,13 @@ struct WarpgroupMultiplier {
 
   __device__ WarpgroupMultiplier(uint32_t x_stage, int) : x(ptx::operand_address(x_stage)) {}
   __device__ void load(int) {}
-  __device__ void multiply(StripSums<kN>& acc, const uint32_t (&a)[kStripTiers][8], int pair) const {
+  __device__ void multiply(Accumulators<kN>& acc, const uint32_t (&a)[kStripTiers][8], int pair) const {
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int t = 0; t < kStripTiers; ++t)
-        ptx::wgmma<kN>(acc[t], a[t] + 4 * i, ptx::swizzled_operand(x + 4 * pair + 2 * i));
+        ptx::wgmma<kN>(acc.set[0][t], a[t] + 4 * i, ptx::swizzled_operand(x + 4 * pair + 2 * i));
     }
     ptx::wgmma_commit();
     ptx::wgmma_wait<1>();  // the pair before is done: its registers and its X may go
@@ -147,14 +161,14 @@ struct WarpMultiplier {
 #pragma unroll
     for (int i = 0; i < kN / 8; ++i) ptx::load_matrix_x4(b[i], (x ^ pair * 64) + i * 1024);
   }
-  __device__ void multiply(StripSums<kN>& acc, const uint32_t (&a)[kStripTiers][8], int) const {
+  __device__ void multiply(Accumulators<kN>& acc, const uint32_t (&a)[kStripTiers][8], int) const {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
       for (int t = 0; t < kStripTiers; ++t) {
 #pragma unroll
         for (int i = 0; i < kN / 8; ++i)
-          ptx::mma_16816(acc[t] + 4 * i, a[t] + 4 * j, b[i][2 * j], b[i][2 * j + 1]);
+          ptx::mma_16816(acc.set[j][t] + 4 * i, a[t] + 4 * j, b[i][2 * j], b[i][2 * j + 1]);
       }
     }
   }
@@ -267,7 +281,7 @@ struct StripCursor {
 template <int kN>
 __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decoder& decoder,
                                StripCursor& cursor, StripWindows& windows, bool more,
-                               bool next_is_first_of_strip, XStage<kN>& x, int lane, StripSums<kN>& acc) {
+                               bool next_is_first_of_strip, XStage<kN>& x, int lane, Accumulators<kN>& acc) {
   using Multiplier = std::conditional_t<kUseWgmma<kN>, WarpgroupMultiplier<kN>, WarpMultiplier<kN>>;
   constexpr bool kOneStage = kXBlocks<kN> >= kMaxChunkBlocks;
   uint32_t masks[kStripTiers] = {cursor.head.masks[0], cursor.head.masks[1]};
@@ -319,7 +333,7 @@ __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decode
 /// all of its warps.
 template <int kN>
 __device__ void pass_chunk(const Problem& p, uint32_t x_stages, int blocks, XStage<kN>& x, int lane,
-                           StripSums<kN>& acc) {
+                           Accumulators<kN>& acc) {
 #pragma unroll 1
   for (int block = 0; block < blocks; block += p.x_blocks) {
     x.wait();
@@ -556,7 +570,8 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   const uint32_t x_stages = once(ptx::shared_address(shared.x));
   const Decoder decoder(x_stages + uint32_t(offsetof(SharedMap<kN>, table)));
   XStage<kN> x{.full = x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)), .by_all = !p.x_by_box};
-  StripSums<kN> acc = {};
+  Accumulators<kN> acc;
+  acc.clear();
   int unit = begin;
   if (unit < own_end) {
     cursor.read_head(0, lane);
@@ -578,22 +593,23 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
       ptx::wait_for_previous_grids();
       const TeamSums<kN> sums(p, team);
       if (sums.is_shared()) {
-        sums.leave(p, warp, lane, acc);
+        sums.leave(p, warp, lane, acc.sums());
       } else {
+        const StripSums<kN>& all = acc.sums();
 #pragma unroll
         for (int item = 0; item < kStripItems<kN>; ++item)
-          store_item<kN>(p, team * kSpmmWarps + warp, item, lane, item_of<kN>(acc, item));
+          store_item<kN>(p, team * kSpmmWarps + warp, item, lane, item_of<kN>(all, item));
       }
-      clear<kN>(acc);
+      acc.clear();
       __syncwarp();  // tells the compiler that the warp is whole: or it gives up uniform registers
       ++team;
     }
     ptx::wait_for_previous_grids();
     const TeamSums<kN> sums(p, team);
     if (sums.only_leaves()) {
-      sums.leave(p, warp, lane, acc);
+      sums.leave(p, warp, lane, acc.sums());
     } else {
-      sums.finish(p, map + lane * 16, warp, lane, acc);  // the ring is free
+      sums.finish(p, map + lane * 16, warp, lane, acc.sums());  // the ring is free
     }
   }
   if (unit < end) {
