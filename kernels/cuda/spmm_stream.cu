@@ -181,10 +181,11 @@ using Decoder = NibbleDecoder<kRingRows>;
 
 __device__ inline void take(const StripWindows& windows, StripValues& values) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 4 * kStripTiers; ++i) values[i % 2][i / 2].take(windows[i % 2][i / 2]);
+}
+__device__ inline void take_now(const StripWindows& windows, StripValues& values) {
 #pragma unroll
-    for (int t = 0; t < kStripTiers; ++t) values[t][i].take(windows[t][i]);
-  }
+  for (int i = 0; i < 4 * kStripTiers; ++i) values[i % 2][i / 2].take_now(windows[i % 2][i / 2]);
 }
 __device__ inline void assemble(const StripValues& values, uint32_t (&a)[kStripTiers][8]) {
 #pragma unroll
@@ -308,7 +309,7 @@ __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decode
       if (kUseWgmma<kN>) x.let_go(lane);
       decoder.load_entries(masks, 0, entries);
       multiplier.load(1);
-      take(windows, values);
+      take_now(windows, values);
       if (event != 0 || left == 1) {
         if (event) cursor.pass(event);
         if (left == 1 && more) {
