@@ -73,8 +73,8 @@ PlanReport plan_run(const ModelConfig& config, const EngineOptions& options, dou
                   .sparse = {},
                   .dense = {}};
   const auto layout = int64_t(kGpuLayoutOverhead * double(weights.packed_linears_bytes));
-  plan.sparse =
-      plan_column(config, options, weights.packed_bytes, layout, weights.workspace_packed, gpu_bytes);
+  plan.sparse = plan_column(config, options, weights.packed_bytes, layout,
+                            weights.workspace_packed + kGpuPartialSumBytes, gpu_bytes);
   plan.dense = plan_column(config, options, weights.dense_bytes, 0, weights.workspace_dense, gpu_bytes);
   return plan;
 }

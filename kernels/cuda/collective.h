@@ -4,8 +4,8 @@
 // Sums are made in rank order in fp32 and rounded once, as the contract says, which NCCL's own fp16
 // all-reduce does not: ranks exchange what they have and a kernel adds it up, so every rank holds the same
 // bits from run to run. The tensors of a decode step go through peer memory where the GPUs have it
-// (peer_group.h). Otherwise small tensors: every rank gets all parts by NCCL and sums all of it (one exchange);
-// large ones: rank r sums slice r and all gather the slices (two exchanges, the bytes of a ring).
+// (peer_group.h). Otherwise small tensors: every rank gets all parts by NCCL and sums all of it (one
+// exchange); large ones: rank r sums slice r and all gather the slices (two exchanges, the bytes of a ring).
 #pragma once
 
 #include <cuda_runtime_api.h>

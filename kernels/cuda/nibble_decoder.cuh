@@ -1,7 +1,7 @@
 // Decodes strip streams (kernels/format/strip_stream.h) nibble by nibble with a table in shared memory, into
 // the A registers of mma.m16n8k16 / wgmma. Against strip_decoder.cuh: 26 instructions a TCTile instead of 29,
-// for 8 wavefronts of shared memory instead of 4. The decode kernel is short of issue slots, not of
-// wavefronts.
+// for 8 wavefronts of shared memory instead of 4. The decode kernel is short of issue slots and of the ALU
+// pipe, not of wavefronts.
 //
 // Per nibble (four weights, two registers) and lane 12 instructions: 6 on the ALU pipe (2 LOP3, 2 SHF, 2
 // PRMT), 3 on the FMA pipe (2 IDP, 1 IMAD) and 3 shared loads: the 64-bit table entry (2 wavefronts; 16

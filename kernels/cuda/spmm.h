@@ -18,8 +18,8 @@ class Context;
 /// A weight in the device layout. `Linear::layout` points to one of these (host memory) where a GPU weight
 /// has it.
 struct StripStream {
-  StripStreamView view;         ///< device pointers
-  int64_t device_bytes = 0;     ///< all of it
+  StripStreamView view;      ///< device pointers
+  int64_t device_bytes = 0;  ///< all of it
   std::vector<std::shared_ptr<const void>> storage;
 };
 
@@ -27,8 +27,7 @@ struct StripStream {
 /// Synchronises the context's stream.
 StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& device_matrix);
 /// The same with a cut of the caller's, for tests and tuning.
-StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& device_matrix,
-                                        int chunks);
+StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& device_matrix, int chunks);
 
 /// One multiplication. Device pointers.
 struct SpmmArgs {

@@ -1,35 +1,42 @@
 // The Hopper SpMM of the decode regime: y [n][m] = act(W·x + b) + residual, n ≤ 64, W as strip streams
 // (sm_90a).
 //
-// Layout    kernels/format/strip_stream.h: strips of 16 rows in chunks of up to 8 blocks of 64 columns; a
-//           lane's values are a stream on one of 32 tracks, a bank each. X is [n][k] as it is, no packing.
-// Grid      One block per SM, persistent. A team is 16 strips, a unit is a chunk of all strips of a team.
+// Layout    kernels/format/strip_stream.h: strips of 32 rows, two tiers of 16, in chunks of up to 8 blocks of
+//           64 columns; what a lane has of a tier is a stream on one of 64 tracks. X is [n][k] as it is, no
+//           packing.
+// Grid      One block per SM, persistent. A team is 8 strips, a unit is a chunk of all strips of a team.
 //           Units are numbered team by team, chunk by chunk; block b has units [b·U/G, (b+1)·U/G).
-// Warps     16 multiply a strip each, one brings X.
-// Lanes     Lane l decodes rows l/4 and l/4 + 8, columns 2·(l%4) + {0, 1, 8, 9} of each TCTile: the A
-//           fragment of mma.m16n8k16 and of a warp's quarter of wgmma.m64nNk16. Sums: their C fragment.
+// Warps     8 multiply a strip each, one brings X.
+// Lanes     Lane l decodes rows l/4 and l/4 + 8 of both tiers, columns 2·(l%4) + {0, 1, 8, 9} of each TCTile:
+//           the A fragment of mma.m16n8k16 and of a warp's quarter of wgmma.m64nNk16. Sums: their C fragment.
 // Shared    SharedMap (spmm_shared.cuh): X stages, then for each multiplying warp a ring of four pieces (16
 //           rows of values each) and two records (head and masks of a chunk).
 // Pipeline  A warp refills its own ring by bulk copies as the heads say (StripCursor::pass), its records
-//           chunk by chunk, and enters a chunk while it still multiplies the one before: only the lanes'
-//           tracks and places change there. X: bulk tensor copies on an mbarrier ring. n ≤ 16: mma.sync with
-//           ldmatrix, warps need not meet; n > 16: wgmma, X is read by the tensor cores. Weights stream
-//           before griddepcontrol.wait; X, residual, y and workspace are touched after it.
-// Split     A team's sums are added in block order by whoever comes last: bitwise reproducible, and since
-//           neither cut nor grid depends on n, a token's result does not depend on the batch.
+//           chunk by chunk, and enters a chunk while it still multiplies the one before: only the streams'
+//           tracks and places change there. Half a block's values are on their way from shared memory while
+//           the half before is multiplied, its table entries while that one is assembled. X: bulk tensor
+//           copies on an mbarrier ring. n ≤ 16: mma.sync with ldmatrix, warps need not meet; n > 16: wgmma, X
+//           is read by the tensor cores. Weights stream before griddepcontrol.wait; X, residual, y and the
+//           partial sums are touched after it.
+// Split     A team's sums are added in block order (TeamSums): bitwise reproducible, and since neither cut
+//           nor grid depends on n, a token's result does not depend on the batch.
 //
-// Roofline  Bytes 1.02 … 1.04 × the TCA-BME formula; 2·n flops a weight are far below the tensor cores' rate.
+// Roofline  Bytes 1.02 … 1.03 × the TCA-BME formula; 2·n flops a weight are far below the tensor cores' rate.
 //           At 4.4 TB/s an SM may spend 16 / 13.5 / 10.6 clocks on a TCTile at 50 / 60 / 70 %. A tile takes
-//           26 instructions of decoding (nibble_decoder.cuh) and 5 of loading X, multiplying and looping;
-//           pieces 6 (50 %) or 4 (70 %), chunks 6, start and end of a run 3: about 48, and 10.8 wavefronts at
-//           n = 8.
+//           26 instructions of decoding (nibble_decoder.cuh), 3 to 5 of X, multiplying and looping, pieces 3
+//           (50 %) or 2 (70 %), chunks 2: about 35, of which 14 on the ALU pipe (7 clocks), and 11 wavefronts
+//           at n = 8.
 // Measured  README.md has the table, scripts/results/h200_linear_large.json and h200_linear_small.json the
 //           figures: one H200, weights cold, ratio to the better of cublasGemmEx and autotuned cublasLt.
-// Limits    Issue slots: two thirds of them are used while warps are there (ncu), the rest is fixed latencies
-//           with four warps a scheduler. Small matrices: first loads, the split's sums and one wave of
-//           blocks, some 6 µs of a 4096×4096, 1 to 2 more than with slots.
+// Limits    50 %, n = 8: bytes (83 % of the floor at 12288×12288). Above: 14 to 15 clocks a tile, 60 % of the
+//           issue slots: fixed latencies, as two warps a scheduler are too few to cover them, and no more
+//           rings fit. Leaving out mma.sync gains 4.5 µs of 41 (70 %, n = 8), the four prmt 4.3, one of the
+//           two window loads 2.6, the table's loads 0.8. Each step of n brings X's bytes: at n = 64 they are
+//           two thirds of the weights'. Small matrices: 3 µs until the first weights and X are there, 2 for
+//           the split's sums.
 //
-// What was tried (12288×12288, µs at 50 % / 70 %; n = 8 unless said):
+// What was tried (12288×12288, µs at 50 % / 70 %; n = 8 unless said; h200_decode_steps.json from "two tiers"
+// on):
 //   chunks in slots, ragged columns by cp.async, three fetch warps, 12 multiplying warps     53.7 / 48.0
 //   this layout, rings refilled by their warps, 16 warps, decoder without a table            53.3 / 48.4
 //   a feeding warp, a lane for each ring                                                     66.0 / 52.6
@@ -45,9 +52,16 @@
 //   50.9 / 47.9 → 52.8 / 52.4)                                                      48.3 / 44.0 → 48.4 / 47.2
 //   four feeding warps, a stage of all strips' rows for each block of columns, two strips a
 //   warp: a loop of 37 instructions a tile, but a stage takes its feeder a microsecond       72.4 / 71.1
-// Next: the values of a team's strips side by side (row by row), so that one copy a stage feeds all warps and
-// two strips a warp pay; blocks of half the shared memory so that launches overlap; a split of small matrices
-// inside a block.
+//   two tiers a warp, their values side by side: one ring, head and X for both            48.3 / 44.0 → 46.7
+//   / 43.5 one branch a block for all that is rare, shifts before it, loads and permutes after       46.7
+//   / 42.0 sums by value instead of tickets and fences, X's first copies not behind the weights'     44.2
+//   / 40.7 the owners that end with a team share its sums; masks a nibble a byte (slower GPU)        45.1
+//   / 39.4 the last two at n = 32: 56.6 / 53.8 → 51.7 / 49.2; 4096×4096, 50 %, n = 8: 11.2 → 10.6, n =
+//   32: 16.9 → 13.1 wgmma for n ≤ 16, at n = 16 against 46.5
+//   / 43.8                                           48.5 / 45.7 mma.sync for n = 32 against 55.8 / 53.1 56.3
+//   / 55.0 sixteen partial sums a round instead of eight (4096×4096, 50 %, n = 8: 10.3 → 12.4)
+// Next: three warps a scheduler, which needs rings of 48 rows; blocks of half the shared memory so that
+// launches overlap; first places and pieces known to the host.
 #include <algorithm>
 #include <type_traits>
 
