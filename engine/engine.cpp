@@ -18,6 +18,7 @@
 #include "engine/warm_up.h"
 #include "kernels/check.h"
 #include "kernels/thread_pool.h"
+#include "models/checkpoint.h"
 #include "models/checkpoint_tools.h"
 
 namespace spinfer {
@@ -73,6 +74,9 @@ void load_ranks(TensorParallel& ranks, const EngineOptions& options, const Model
   const int cores = options.threads > 0 ? options.threads : int(std::thread::hardware_concurrency());
   const int threads = std::max(1, cores / ranks.world());
   LoadProgress progress(options.load_progress, ranks.world());
+  std::optional<ThreadPool> all_cores;
+  std::optional<Checkpoint> checkpoint;  // read and checked once, not by every rank
+  if (!options.random_weights) checkpoint.emplace(options.model, all_cores.emplace(cores));
   ranks.on_all([&](Runner& runner) {
     ThreadPool pool(threads);
     const Shard shard = runner.shard();
@@ -83,7 +87,7 @@ void load_ranks(TensorParallel& ranks, const EngineOptions& options, const Model
     runner.set_model(
         options.random_weights
             ? random_model(config, *options.random_weights, options.seed, runner.device(), pool, shard, load)
-            : load_model(options.model, config, runner.device(), pool, shard, load));
+            : load_model(Checkpoint(*checkpoint, pool), config, runner.device(), pool, shard, load));
   });
 }
 
@@ -137,8 +141,14 @@ struct Step {
   int decode_tokens = 0;
   bool behind_another = false;  ///< when it was queued
   double host_gap = 0;          ///< otherwise
-  Batch batch;
+  std::shared_ptr<const Batch> batch;
 };
+
+/// What a step's fault does to the rank it is for.
+void inject(const InjectedFault& fault) {
+  if (fault.hang) std::this_thread::sleep_for(std::chrono::hours(1));
+  fail("injected fault in step {} of rank {}", fault.step, fault.rank);
+}
 
 }  // namespace
 
@@ -203,8 +213,7 @@ struct Engine::State {
   void add_scores(const Batch& batch, const StepResult& result);
   void accept_token(const Batch& batch, const StepResult& result, size_t row);
   void fail_all();
-  template <class F>
-  void on_all(const F& body);
+  void on_all(std::function<void(Runner&)> body);
   void close(RequestId id);
 };
 
@@ -235,42 +244,48 @@ void Engine::State::schedule() {
 
 /// False if there was nothing to do.
 bool Engine::State::queue_step() {
-  Step step{.start = Clock::now(), .batch = {}};
+  Step step;
+  step.start = Clock::now();
   const Decision decision = scheduler.schedule();
   step.prefill_tokens = decision.prefill_tokens;
   step.decode_tokens = decision.decode_tokens;
-  step.batch = make_batch(decision, kv);
-  if (step.batch.tokens() == 0) return false;
+  step.batch = std::make_shared<const Batch>(make_batch(decision, kv));
+  if (step.batch->tokens() == 0) return false;
   for (const ScheduledTokens& work : decision.work) {
     Request& request = requests.at(work.seq->id);
     if (request.times.first_scheduled == 0) request.times.first_scheduled = seconds_since(request.arrived);
   }
-  if (++steps == options.fail_at_step) fail("injected fault in step {}", steps);
+  const InjectedFault fault = ++steps == options.fault.step ? options.fault : InjectedFault{};
+  if (fault.step > 0 && fault.rank < 0) fail("injected fault in step {}", steps);
   step.behind_another = !in_flight.empty();
   if (const auto idle_since = std::exchange(device_idle_since, {}))
     step.host_gap = seconds_since(*idle_since);
-  on_all([&](Runner& runner) { runner.submit(step.batch); });
+  on_all([batch = step.batch, fault](Runner& runner) {
+    if (fault.step > 0 && fault.rank == runner.shard().rank) inject(fault);
+    runner.submit(*batch);
+  });
   scheduler.complete(decision);
-  const std::vector<RequestId>& samples = step.batch.sample_ids;
+  const std::vector<RequestId>& samples = step.batch->sample_ids;
   for (size_t row = 0; row < samples.size(); ++row) scheduler.append_pending(samples[row], int32_t(row));
   in_flight.push_back(std::move(step));
   return true;
 }
 
-template <class F>
-void Engine::State::on_all(const F& body) {
-  const double watchdog = backend.name == std::string_view("cpu") ? 0 : options.watchdog_seconds;
-  ranks->on_all(body, watchdog);
+/// With the watchdog: `body` owns what it uses.
+void Engine::State::on_all(std::function<void(Runner&)> body) {
+  constexpr double kOnGpus = 30;
+  const bool host = backend.name == std::string_view("cpu");
+  ranks->on_all(std::move(body), options.watchdog_seconds.value_or(host ? 0 : kOnGpus));
 }
 
 /// The results of the oldest queued step; none if a device failed.
 std::optional<StepResult> Engine::State::collect() {
-  StepResult result;
+  const auto result = std::make_shared<StepResult>();
   try {
     if (failure.empty() && !in_flight.empty()) {
-      on_all([&](Runner& runner) {
+      on_all([result](Runner& runner) {
         StepResult mine = runner.collect();
-        if (runner.shard().rank == 0) result = std::move(mine);
+        if (runner.shard().rank == 0) *result = std::move(mine);
       });
       if (in_flight.size() == 1) device_idle_since = Clock::now();
     }
@@ -278,7 +293,7 @@ std::optional<StepResult> Engine::State::collect() {
     failure = error.what();
   }
   if (!failure.empty()) return std::nullopt;
-  return result;
+  return std::move(*result);
 }
 
 std::vector<RequestUpdate> Engine::State::postprocess(const std::optional<StepResult>& result) {
@@ -288,8 +303,8 @@ std::vector<RequestUpdate> Engine::State::postprocess(const std::optional<StepRe
   } else if (!in_flight.empty()) {
     const Step step = std::move(in_flight.front());
     in_flight.pop_front();
-    add_scores(step.batch, *result);
-    for (size_t row = 0; row < step.batch.sample_ids.size(); ++row) accept_token(step.batch, *result, row);
+    add_scores(*step.batch, *result);
+    for (size_t row = 0; row < step.batch->sample_ids.size(); ++row) accept_token(*step.batch, *result, row);
     last_step = {.prefill_tokens = step.prefill_tokens,
                  .decode_tokens = step.decode_tokens,
                  .seconds = seconds_since(std::max(step.start, last_collected)),
@@ -397,15 +412,15 @@ std::unique_ptr<Engine> Engine::create(const EngineOptions& options) {
 void Engine::warm_up(const std::function<bool()>& go_on) {
   if (backend_name() == std::string_view("cpu")) return;
   const MemoryPlan& plan = state_->plan;
-  const auto run = [&](const Batch& batch) {
-    state_->on_all([&](Runner& runner) { runner.submit(batch); });
-    state_->on_all([&](Runner& runner) { runner.collect(); });
+  const auto run = [&](const std::shared_ptr<const Batch>& batch) {
+    state_->on_all([batch](Runner& runner) { runner.submit(*batch); });
+    state_->on_all([](Runner& runner) { runner.collect(); });
   };
   for (const WarmUpStep& step : warm_up_steps(plan.limits, plan.max_model_len, plan.block_size)) {
     if (go_on && !go_on()) return;
-    const Batch batch = warm_up_batch(step, plan.block_size);
+    const auto batch = std::make_shared<const Batch>(warm_up_batch(step, plan.block_size));
     run(batch);
-    if (is_decode(batch)) run(batch);  // now it is recorded
+    if (is_decode(*batch)) run(batch);  // now it is recorded
   }
 }
 
@@ -501,15 +516,23 @@ MemoryReport Engine::memory() const {
     nonzeros += report.linear_nonzeros;
     memory.weights_dense_bytes += report.dense_bytes;
     memory.weights_packed_bytes += report.packed_bytes;
-    memory.weights_bytes += report.device_bytes;
     memory.step_weights_bytes += step_weights_bytes(runner.model());
-    memory.kv_bytes += runner.device().bytes(MemoryUse::kv_cache);
-    memory.workspace_bytes += runner.device().bytes(MemoryUse::workspace);
     const DeviceInfo info = runner.device().info();
+    const int64_t beside = info.scratch_bytes + info.graph_bytes;
+    const int64_t workspace = runner.device().bytes(MemoryUse::workspace);
+    RankMemory& rank = memory.ranks.emplace_back();
+    rank.weights_bytes = report.device_bytes;
+    rank.kv_bytes = runner.device().bytes(MemoryUse::kv_cache);
+    rank.workspace_bytes = workspace + beside;
+    rank.peak_bytes = runner.device().peak_bytes() + beside;
+    if (backend_name() != std::string_view("cpu")) rank.driver_bytes = info.total_bytes - info.free_bytes;
+    memory.weights_bytes += rank.weights_bytes;
+    memory.kv_bytes += rank.kv_bytes;
+    memory.workspace_bytes += workspace;
     memory.scratch_bytes += info.scratch_bytes;
     memory.graph_bytes += info.graph_bytes;
-    memory.peak_bytes += runner.device().peak_bytes() + info.scratch_bytes + info.graph_bytes;
-    if (backend_name() != std::string_view("cpu")) memory.driver_bytes += info.total_bytes - info.free_bytes;
+    memory.peak_bytes += rank.peak_bytes;
+    memory.driver_bytes += rank.driver_bytes;
   }
   const WeightReport& first = state_->ranks->rank(0).model().report;
   memory.parameters = first.parameters;

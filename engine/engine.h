@@ -17,6 +17,14 @@
 
 namespace spinfer {
 
+/// For tests: step `step`, counted from 1 (0 = none), fails as if a device had; with `rank` ≥ 0 that rank
+/// fails in it, or never comes back.
+struct InjectedFault {
+  int64_t step = 0;
+  int rank = -1;
+  bool hang = false;
+};
+
 struct EngineOptions {
   std::filesystem::path model;  ///< Hugging Face or packed directory; with `random_weights`, a config.json
   std::optional<double> random_weights;  ///< sparsity of random weights instead of a checkpoint's
@@ -41,18 +49,29 @@ struct EngineOptions {
   int64_t num_kv_blocks = 0;  ///< overrides kv_cache_bytes
   int block_size = 16;
   bool prefix_caching = true;
-  double watchdog_seconds =
-      30;  ///< GPUs, several ranks: a step that takes longer counts as failed; 0 = no limit
+  /// Several ranks: a step that takes longer counts as failed; 0 = no limit. Default: 30 on GPUs, no limit on
+  /// the CPU.
+  std::optional<double> watchdog_seconds;
   std::function<void(int64_t done, int64_t total)> load_progress;  ///< bytes, summed over ranks
-  int64_t fail_at_step = 0;  ///< for tests: this step, counted from 1, fails as if a device had; 0 = none
+  InjectedFault fault;
   const Backend* backend = nullptr;  ///< instead of the one `device` names: for tests
 
   /// Where config.json and, if there are any, the tokenizer's files lie.
   std::filesystem::path directory() const;
 };
 
+/// One rank's part of a MemoryReport.
+struct RankMemory {
+  int64_t weights_bytes = 0;
+  int64_t kv_bytes = 0;
+  int64_t workspace_bytes = 0;  ///< with scratch and graphs
+  int64_t peak_bytes = 0;
+  int64_t driver_bytes = 0;
+};
+
 /// Bytes of the whole engine (sums over ranks unless said).
 struct MemoryReport {
+  std::vector<RankMemory> ranks;
   int64_t weights_dense_bytes = 0;   ///< all weights, were they dense
   int64_t weights_packed_bytes = 0;  ///< by the size formula
   int64_t weights_bytes = 0;         ///< on the devices

@@ -3,21 +3,39 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
 #include <exception>
+#include <future>
 #include <mutex>
+#include <string>
 #include <string_view>
 #include <thread>
+#include <utility>
 
 #include "kernels/check.h"
 
 namespace spinfer {
 
+namespace {
+
+using Seconds = std::chrono::duration<double>;
+
+/// After a failure: how long ranks have to come back before they count as hung, and to end.
+constexpr Seconds kReturnLimit{2}, kEndLimit{2};
+/// A pause of the whole process, however long, uses up no more than this of the watchdog's time.
+constexpr Seconds kWatchSlice{0.25};
+
+}  // namespace
+
 /// One thread per rank, all of which do one command at a time.
 class TensorParallel::Threads {
  public:
   using Command = std::function<void(int rank)>;
+  using Abort = std::function<void(const char* cause)>;
 
-  explicit Threads(int world) {
+  /// `abort` is called once, on a thread of its own, for the first error.
+  Threads(int world, Abort abort) : abort_(std::move(abort)) {
     for (int rank = 0; rank < world; ++rank) threads_.emplace_back([this, rank] { work(rank); });
   }
   ~Threads() {
@@ -27,28 +45,31 @@ class TensorParallel::Threads {
     }
     changed_.notify_all();
     for (auto& thread : threads_) thread.join();
+    if (aborting_.joinable()) aborting_.join();
   }
 
-  /// Runs the command on all ranks and waits for them. `abort(cause)` is called once, for the first error of
-  /// any rank or when the ranks are not done after `seconds` (0: no limit). Rethrows that error.
-  void run(const Command& command, double seconds, const std::function<void(const char*)>& abort) {
+  /// Runs the command on all ranks and waits for them, with `seconds` > 0 not longer than that and
+  /// kReturnLimit more after a failure. Rethrows the first error.
+  void run(Command command, double seconds) {
     std::unique_lock lock(mutex_);
     check(!first_error_, "the ranks stopped after an earlier error");
-    command_ = &command;
-    abort_ = &abort;
+    command_ = std::make_shared<const Command>(std::move(command));
     running_ = int(threads_.size());
     ++generation_;
     changed_.notify_all();
     const auto done = [this] { return running_ == 0; };
-    if (seconds > 0 && !changed_.wait_for(lock, std::chrono::duration<double>(seconds), done)) {
-      const auto cause =
-          fmt::format("{} of {} ranks did not finish a step within {} s", running_, threads_.size(), seconds);
-      lock.unlock();
-      record(std::make_exception_ptr(Error(cause)), cause.c_str());
-      lock.lock();
+    if (seconds > 0) {
+      watch(lock, Seconds(seconds));
+      if (first_error_) changed_.wait_for(lock, kReturnLimit, done);
+    } else {
+      changed_.wait(lock, done);
     }
-    changed_.wait(lock, done);
     if (first_error_) std::rethrow_exception(first_error_);
+  }
+
+  bool failed() {
+    std::lock_guard lock(mutex_);
+    return bool(first_error_);
   }
 
  private:
@@ -59,38 +80,57 @@ class TensorParallel::Threads {
       changed_.wait(lock, [&] { return stopping_ || generation_ != seen; });
       if (stopping_) return;
       seen = generation_;
+      const std::shared_ptr<const Command> command =
+          command_;  // the caller may be gone before a rank that hangs
       lock.unlock();
+      std::exception_ptr error;
+      std::string cause = "unknown error";
       try {
-        (*command_)(rank);
-      } catch (const std::exception& error) {
-        record(std::current_exception(), error.what());
+        (*command)(rank);
+      } catch (const std::exception& e) {
+        error = std::current_exception();
+        cause = e.what();
       } catch (...) {
-        record(std::current_exception(), "unknown error");
+        error = std::current_exception();
       }
       lock.lock();
+      if (error) record(error, cause);
       if (--running_ == 0) changed_.notify_all();
     }
   }
 
-  /// Later errors are mostly of ranks that the first one woke.
-  void record(std::exception_ptr error, const char* cause) {
-    {
-      std::lock_guard lock(mutex_);
-      if (first_error_) return;
-      first_error_ = std::move(error);
+  /// Until all ranks are done, one has failed, or they have had `left`.
+  void watch(std::unique_lock<std::mutex>& lock, Seconds left) {
+    const double limit = left.count();
+    const auto settled = [this] { return running_ == 0 || first_error_; };
+    while (!changed_.wait_for(lock, std::min(left, kWatchSlice), settled)) {
+      left -= kWatchSlice;
+      if (left.count() > 0) continue;
+      const auto cause =
+          fmt::format("{} of {} ranks did not finish a step within {} s", running_, threads_.size(), limit);
+      return record(std::make_exception_ptr(Error(cause)), cause);
     }
-    (*abort_)(cause);
+  }
+
+  /// Under the mutex. Later errors are mostly of ranks that the first one woke.
+  void record(std::exception_ptr error, const std::string& cause) {
+    if (first_error_) return;
+    first_error_ = std::move(error);
+    // Aborting waits for the devices where a library does; the requests are not to wait for it.
+    aborting_ = std::thread([this, cause] { abort_(cause.c_str()); });
+    changed_.notify_all();
   }
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  const Command* command_ = nullptr;
-  const std::function<void(const char*)>* abort_ = nullptr;
+  const Abort abort_;
+  std::shared_ptr<const Command> command_;
   uint64_t generation_ = 0;  // counts commands; every rank takes part once in each
   int running_ = 0;
   bool stopping_ = false;
   std::exception_ptr first_error_;  // stays: ranks that were aborted run nothing more
   std::vector<std::thread> threads_;
+  std::thread aborting_;
 };
 
 TensorParallel::TensorParallel(const Backend& backend, int world, const DeviceOptions& options)
@@ -112,22 +152,39 @@ TensorParallel::TensorParallel(const Backend& backend, int world, const DeviceOp
   if (world == 1) {
     open(0);
   } else {
-    threads_ = std::make_unique<Threads>(world);
-    threads_->run(open, 0, [](const char*) {});  // nobody waits for another yet
+    threads_ = std::make_unique<Threads>(world, [this](const char* cause) {
+      if (!connected_) return;  // nobody waits for another yet
+      for (const auto& runner : runners_) backend_.abort_group(runner->device().context(), cause);
+    });
+    threads_->run(open, 0);
   }
   std::vector<DeviceContext*> contexts;
   for (const auto& runner : runners_) contexts.push_back(&runner->device().context());
   backend.connect(contexts);
+  connected_ = true;
 }
 
-TensorParallel::~TensorParallel() = default;
+TensorParallel::~TensorParallel() {
+  if (!threads_ || !threads_->failed()) return;
+  std::promise<void> gone;
+  std::future<void> end = gone.get_future();
+  std::thread ending([&] {
+    threads_.reset();
+    runners_.clear();
+    gone.set_value();
+  });
+  if (end.wait_for(kEndLimit) == std::future_status::timeout) {
+    std::fputs("spinfer: a rank hangs and can be neither joined nor freed: the process ends\n", stderr);
+    std::fflush(stdout);
+    std::_Exit(1);
+  }
+  ending.join();
+}
 
-void TensorParallel::on_all(const std::function<void(Runner&)>& body, double watchdog_seconds) {
+void TensorParallel::on_all(std::function<void(Runner&)> body, double watchdog_seconds) {
   if (!threads_) return body(*runners_[0]);
-  const auto abort = [this](const char* cause) {
-    for (const auto& runner : runners_) backend_.abort_group(runner->device().context(), cause);
-  };
-  threads_->run([&](int rank) { body(*runners_[size_t(rank)]); }, watchdog_seconds, abort);
+  threads_->run([this, body = std::move(body)](int rank) { body(*runners_[size_t(rank)]); },
+                watchdog_seconds);
 }
 
 }  // namespace spinfer

@@ -14,6 +14,8 @@ class TensorParallel {
   /// Opens `world` devices (GPUs 0 … world-1, or CPU contexts that share `options.threads`) and joins them in
   /// a group. A single rank runs on the calling thread. Throws `UsageError` if there are fewer devices.
   TensorParallel(const Backend& backend, int world, const DeviceOptions& options);
+  /// Where a rank that failed neither comes back nor can be freed within seconds, the process ends with
+  /// status 1: nothing else gets rid of a thread or a kernel that hangs.
   ~TensorParallel();
   TensorParallel(const TensorParallel&) = delete;
   TensorParallel& operator=(const TensorParallel&) = delete;
@@ -23,14 +25,16 @@ class TensorParallel {
 
   /// Runs body(runner) once on each rank and returns when all are done. If one throws, the group is aborted
   /// so that nobody waits for it, and the exception that came first is rethrown once all have returned; no
-  /// later command will run then. `watchdog_seconds` > 0: several ranks that take longer count as failed.
-  void on_all(const std::function<void(Runner&)>& body, double watchdog_seconds = 0);
+  /// later command will run then. `watchdog_seconds` > 0: several ranks that take longer count as failed, and
+  /// a failure is rethrown after seconds although a rank has not returned; so `body` must own what it uses.
+  void on_all(std::function<void(Runner&)> body, double watchdog_seconds = 0);
 
  private:
   class Threads;
 
   const Backend& backend_;
   std::vector<std::unique_ptr<Runner>> runners_;
+  bool connected_ = false;
   std::unique_ptr<Threads>
       threads_;  // null with one rank; declared last: the threads end before the runners go
 };

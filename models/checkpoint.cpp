@@ -138,8 +138,15 @@ Checkpoint::Checkpoint(const fs::path& directory, ThreadPool& pool) : directory_
   collect_packed();
 }
 
+Checkpoint::Checkpoint(const Checkpoint& opened, ThreadPool& pool)
+    : directory_(opened.directory_),
+      pool_(pool),
+      files_(opened.files_),
+      tensors_(opened.tensors_),
+      packed_(opened.packed_) {}
+
 void Checkpoint::open_single(const fs::path& path) {
-  files_.push_back(std::make_unique<SafetensorsFile>(path));
+  files_.push_back(std::make_shared<const SafetensorsFile>(path));
   for (const auto& entry : files_.back()->tensors()) tensors_[entry.name] = {files_.back().get(), &entry};
 }
 
@@ -157,7 +164,7 @@ void Checkpoint::open_sharded(const fs::path& index) {
     const SafetensorsFile*& file = shards[shard];
     if (!file) {
       check_shard_name(directory_, shard, source);
-      files_.push_back(std::make_unique<SafetensorsFile>(directory_ / shard));
+      files_.push_back(std::make_shared<const SafetensorsFile>(directory_ / shard));
       file = files_.back().get();
     }
     const auto* entry = file->find(name);
@@ -353,7 +360,7 @@ HostMatrix Checkpoint::block(const std::string& name, int64_t m, int64_t k, Rang
   };
   if (on_border(rows, m) && on_border(cols, k)) {
     if (rows != all_rows) matrix = slice_rows(matrix, rows.begin, rows.end);
-    if (cols != all_cols) matrix = slice_cols(matrix, cols.begin, cols.end);
+    if (cols != all_cols) matrix = slice_cols(matrix, cols.begin, cols.end, pool_);
     return matrix;
   }
   const DenseMatrix whole = decode(matrix.view(), pool_);

@@ -40,6 +40,8 @@ class Checkpoint {
   /// Opens and checks all files; packed matrices are validated bit by bit, on all threads. `pool` is used by
   /// the methods below too and must outlive this. Throws `Error` naming file and tensor.
   Checkpoint(const std::filesystem::path& directory, ThreadPool& pool);
+  /// The same files, for another thread with its own pool: nothing is opened or checked again.
+  Checkpoint(const Checkpoint& opened, ThreadPool& pool);
 
   const std::filesystem::path& directory() const { return directory_; }
   bool contains(const std::string& name) const {
@@ -82,7 +84,7 @@ class Checkpoint {
 
   std::filesystem::path directory_;
   ThreadPool& pool_;
-  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::vector<std::shared_ptr<const SafetensorsFile>> files_;
   std::map<std::string, Located> tensors_;
   std::map<std::string, Packed> packed_;
 };

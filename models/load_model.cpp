@@ -47,7 +47,11 @@ WeightSource checkpoint_source(const Checkpoint& checkpoint, const ModelConfig& 
 Model load_model(const std::filesystem::path& dir, const ModelConfig& config, Device& device,
                  ThreadPool& pool, Shard shard, const LoadOptions& options) {
   check_tensor_parallel(config, shard.world);
-  const Checkpoint checkpoint(dir, pool);
+  return load_model(Checkpoint(dir, pool), config, device, pool, shard, options);
+}
+
+Model load_model(const Checkpoint& checkpoint, const ModelConfig& config, Device& device, ThreadPool& pool,
+                 Shard shard, const LoadOptions& options) {
   return build_model(config, checkpoint_source(checkpoint, config), device, pool, shard, options);
 }
 

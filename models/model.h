@@ -13,6 +13,8 @@
 
 namespace spinfer {
 
+class Checkpoint;
+
 /// Where one rank stands in its tensor-parallel group.
 struct Shard {
   int rank = 0;
@@ -79,6 +81,9 @@ struct LoadOptions {
 /// throws `UsageError` naming the legal degrees, before anything is read.
 Model load_model(const std::filesystem::path& dir, const ModelConfig& config, Device& device,
                  ThreadPool& pool, Shard shard, const LoadOptions& options);
+/// The same from an opened checkpoint, which ranks can share: see Checkpoint.
+Model load_model(const Checkpoint& checkpoint, const ModelConfig& config, Device& device, ThreadPool& pool,
+                 Shard shard, const LoadOptions& options);
 
 /// A model of random weights (Gaussian, scale 1/sqrt(k); each linear weight zero with probability
 /// `sparsity`), for benchmarks without a checkpoint.

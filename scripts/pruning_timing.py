@@ -26,8 +26,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def write_model(directory, config):
-    """A Hugging Face directory of random fp16 weights."""
+def write_model(directory, config, sparsity=0):
+    """A Hugging Face directory of random fp16 weights, of the linears' this share zero."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
     h, ffn, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
@@ -55,7 +55,10 @@ def write_model(directory, config):
             if len(shape) == 1:
                 tensor = torch.ones(shape, dtype=torch.float16)
             else:
-                tensor = (torch.randn(shape, device=device) * 0.02).half().cpu()
+                tensor = (torch.randn(shape, device=device) * 0.02).half()
+                if sparsity and "layers" in name:
+                    tensor *= torch.rand(shape, device=device) >= sparsity
+                tensor = tensor.cpu()
             file.write(tensor.numpy().tobytes())
 
 

@@ -60,6 +60,11 @@ void CommonFlags::add_to(CLI::App& command, Model requirement) {
   command.add_option("--tp,--tensor-parallel", tensor_parallel, "tensor-parallel ranks (also typed -tp N)")
       ->check(whole_number_in(1, 64))
       ->capture_default_str();
+  command
+      .add_option(
+          "--watchdog", watchdog,
+          "several ranks: seconds of a step after which they count as hung; 0 = no limit (30 on GPUs)")
+      ->check(number_in(0, 86400, "0..86400"));
   command.add_option("-t,--threads", threads, "CPU threads; 0 = all cores")
       ->check(whole_number_in(0, 1024))
       ->capture_default_str();
@@ -80,6 +85,7 @@ EngineOptions CommonFlags::engine_options() const {
   options.model = model;
   options.device = device;
   options.tensor_parallel = tensor_parallel;
+  options.watchdog_seconds = watchdog;
   options.threads = threads;
   options.deterministic = deterministic;
   if (enforce_eager) options.graphs = false;

@@ -18,6 +18,7 @@ struct CommonFlags {
   std::string model;
   std::string device = "auto";
   int tensor_parallel = 1;
+  std::optional<double> watchdog;
   int threads = 0;
   std::optional<uint64_t> seed;
   std::string log_level = "warn";

@@ -76,7 +76,16 @@ nlohmann::json timings_json(const RunReport& report) {
 
 nlohmann::json memory_json(const RunReport& report) {
   const MemoryReport& m = report.memory;
-  return {{"parameters", m.parameters},
+  nlohmann::json ranks = nlohmann::json::array();
+  for (const RankMemory& rank : m.ranks) {
+    ranks.push_back({{"weights_bytes", rank.weights_bytes},
+                     {"kv_bytes", rank.kv_bytes},
+                     {"workspace_bytes", rank.workspace_bytes},
+                     {"peak_bytes", rank.peak_bytes},
+                     {"driver_bytes", rank.driver_bytes}});
+  }
+  return {{"ranks", ranks},
+          {"parameters", m.parameters},
           {"sparsity", m.sparsity},
           {"sparse_linears", m.sparse_linears},
           {"dense_linears", m.dense_linears},
@@ -145,6 +154,10 @@ std::string report_table(const RunReport& sparse, const std::optional<RunReport>
   });
   ratio_row(
       "peak", [](const RunReport& r) { return r.memory.peak_bytes; }, bytes, true);
+  for (size_t r = 0; sparse.memory.ranks.size() > 1 && r < sparse.memory.ranks.size(); ++r) {
+    const std::string label = fmt::format("  of these rank {}", r);
+    text_row(label.c_str(), [&](const RunReport& run) { return bytes(run.memory.ranks.at(r).peak_bytes); });
+  }
   if (sparse.memory.driver_bytes > 0)
     text_row("in use, says the driver", [&](const RunReport& r) { return bytes(r.memory.driver_bytes); });
   ratio_row(

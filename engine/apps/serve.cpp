@@ -37,10 +37,15 @@ struct ServeFlags {
 };
 
 #ifdef SPINFER_TEST_FAULTS
-/// For tests of the server's last hours: the number of the step that is to fail.
-int64_t fault_step() {
-  const char* text = std::getenv("SPINFER_FAULT_STEP");
-  return text ? std::atoll(text) : 0;
+/// For tests of the server's last hours.
+InjectedFault injected_fault() {
+  const auto number = [](const char* name, int64_t otherwise) {
+    const char* text = std::getenv(name);
+    return text ? std::atoll(text) : otherwise;
+  };
+  return {.step = number("SPINFER_FAULT_STEP", 0),
+          .rank = int(number("SPINFER_FAULT_RANK", -1)),
+          .hang = number("SPINFER_FAULT_HANG", 0) != 0};
 }
 #endif
 
@@ -59,7 +64,7 @@ ServeOptions serve_options(const ServeFlags& flags) {
   flags.capacity.apply(options.engine);
   flags.config.apply(options.engine);
 #ifdef SPINFER_TEST_FAULTS
-  options.engine.fail_at_step = fault_step();
+  options.engine.fault = injected_fault();
 #endif
   options.http.host = flags.host;
   options.http.port = flags.port;

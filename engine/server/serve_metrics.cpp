@@ -4,6 +4,7 @@
 #include <prometheus/text_serializer.h>
 
 #include <array>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -28,7 +29,7 @@ const Buckets kStepBuckets = {0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1
 struct Sample {
   double value;
   const char* label = nullptr;
-  const char* label_value = nullptr;
+  std::string label_value = {};
 };
 
 MetricFamily family(const char* name, const char* help, MetricType type, const std::vector<Sample>& samples) {
@@ -45,6 +46,14 @@ MetricFamily family(const char* name, const char* help, MetricType type, const s
 
 MetricFamily family(const char* name, const char* help, const Histogram& histogram) {
   return {name, help, MetricType::Histogram, {histogram.Collect()}};
+}
+
+/// Each rank's bytes of one kind.
+std::vector<Sample> of_ranks(const MemoryReport& memory, int64_t RankMemory::*bytes) {
+  std::vector<Sample> samples;
+  for (const RankMemory& rank : memory.ranks)
+    samples.push_back({double(rank.*bytes), "rank", std::to_string(samples.size())});
+  return samples;
 }
 
 constexpr std::array kReasons = {FinishReason::stop, FinishReason::length, FinishReason::cancelled,
@@ -114,6 +123,12 @@ std::string ServeMetrics::text(const EngineStatus& engine, const HttpCounts& htt
       family("spinfer_kv_cache_bytes", "Bytes of the KV cache", kGauge, {{double(memory.kv_bytes)}}),
       family("spinfer_memory_peak_bytes", "Most bytes the devices held while loading", kGauge,
              {{double(memory.peak_bytes)}}),
+      family("spinfer_rank_weights_bytes", "Bytes of a tensor-parallel rank's weights", kGauge,
+             of_ranks(memory, &RankMemory::weights_bytes)),
+      family("spinfer_rank_kv_cache_bytes", "Bytes of a rank's KV cache", kGauge,
+             of_ranks(memory, &RankMemory::kv_bytes)),
+      family("spinfer_rank_memory_peak_bytes", "Most bytes a rank's device held while loading", kGauge,
+             of_ranks(memory, &RankMemory::peak_bytes)),
       family("spinfer_sparsity", "Share of zeros in the linear weights", kGauge, {{memory.sparsity}}),
       family("spinfer_http_connections", "Open connections", kGauge, {{double(http.connections)}}),
       family("spinfer_http_accepted_total", "Connections accepted", kCounter, {{double(http.accepted)}}),

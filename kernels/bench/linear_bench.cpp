@@ -108,7 +108,7 @@ class Copies {
     for (int64_t i = 0; i < count; ++i) {
       // decode and slice_cols both give memory of their own; prepare_linear on the CPU uses it where it is.
       dense_.push_back(prepare(device, decode(original_.view(), pool)));
-      packed_.push_back(prepare(device, slice_cols(original_, 0, shape.k)));
+      packed_.push_back(prepare(device, slice_cols(original_, 0, shape.k, pool)));
     }
   }
 

@@ -105,7 +105,7 @@ uint64_t mark(DeviceContext& opaque) {
 void wait(DeviceContext& opaque, uint64_t mark) {
   Context& context = context_of(opaque);
   context.activate();
-  context.op_state().wait(context, mark);
+  context.op_state().wait(mark);
 }
 
 double between(DeviceContext& opaque, uint64_t mark, uint64_t later) {

@@ -119,9 +119,16 @@ void Group::enqueue(int rank, const std::function<ncclResult_t(const NcclLibrary
 }
 
 void Group::drain(int rank, cudaStream_t stream) {
-  Rank& mine = ranks_[size_t(rank)];
+  poll(ranks_[size_t(rank)], [stream] { return cudaStreamQuery(stream); });
+}
+
+void Group::wait(int rank, cudaEvent_t event) {
+  poll(ranks_[size_t(rank)], [event] { return cudaEventQuery(event); });
+}
+
+void Group::poll(Rank& mine, const std::function<cudaError_t()>& query) {
   for (int64_t polls = 0;; ++polls) {
-    const cudaError_t status = cudaStreamQuery(stream);
+    const cudaError_t status = query();
     if (status == cudaSuccess) break;
     if (status != cudaErrorNotReady) {
       check_alive();
@@ -208,6 +215,11 @@ void all_reduce(DeviceContext& opaque, Half* x, int64_t count) {
   if (group.peers() && group.peers()->can_sum(x, count)) {
     group.check_alive();
     return group.peers()->sum(context, rank, x, count);
+  }
+  if (world == 2) {
+    return group.enqueue(rank, [&](const NcclLibrary& nccl, ncclComm_t comm) {
+      return nccl.all_reduce(x, x, size_t(count), ncclHalf, ncclSum, comm, stream);
+    });
   }
   const int64_t slice = (count + world - 1) / world;
   if (count * int64_t{sizeof(Half)} <= kSmallBytes) {

@@ -1,11 +1,12 @@
 // Collectives between the GPUs of one process, one thread a rank, over non-blocking NCCL communicators.
 // Contracts: kernels/backend.h.
 //
-// Sums are made in rank order in fp32 and rounded once, as the contract says, which NCCL's own fp16
-// all-reduce does not: ranks exchange what they have and a kernel adds it up, so every rank holds the same
-// bits from run to run. The tensors of a decode step go through peer memory where the GPUs have it
-// (peer_group.h). Otherwise small tensors: every rank gets all parts by NCCL and sums all of it (one
-// exchange); large ones: rank r sums slice r and all gather the slices (two exchanges, the bytes of a ring).
+// Sums are made in rank order in fp32 and rounded once, as the contract says. The tensors of a decode step go
+// through peer memory where the GPUs have it (peer_group.h). Of two ranks, all others are NCCL's to add: its
+// fp16 sum of two numbers, in whatever order, has the same bits (but for the sign of a zero), since fp32
+// holds more than twice fp16's digits. Of more ranks NCCL would round between additions, in an order of its
+// own: there ranks exchange what they have and a kernel adds it up, small tensors whole on every rank (one
+// exchange), of large ones slice r on rank r, and all gather the slices (two exchanges, the bytes of a ring).
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -42,8 +43,9 @@ class Group {
   /// Runs `enqueue` with the rank's communicator and waits until NCCL has queued what it asked for. Throws
   /// `Error` if the group is or gets aborted or NCCL reports an error.
   void enqueue(int rank, const std::function<ncclResult_t(const NcclLibrary&, ncclComm_t)>& enqueue);
-  /// Waits for the stream's work, watching for errors and an abort.
+  /// Waits for all of the stream's work, or for an event in it, watching for errors and an abort.
   void drain(int rank, cudaStream_t stream);
+  void wait(int rank, cudaEvent_t event);
   /// The number of columns every rank has, known after all ranks have come with theirs. Waits for them only
   /// when the own number is another than the last time.
   std::vector<int64_t> exchange_columns(int rank, int64_t columns);
@@ -63,6 +65,7 @@ class Group {
     uint64_t columns_version = 0;  ///< how often this rank has come with new columns
   };
   void settle(Rank& rank, ncclResult_t status);
+  void poll(Rank& rank, const std::function<cudaError_t()>& query);
   void destroy(Rank& rank) noexcept;
 
   NcclLibrary nccl_;

@@ -30,7 +30,7 @@ class NcclLibrary {
   decltype(&ncclGroupStart) group_start;
   decltype(&ncclGroupEnd) group_end;
   decltype(&ncclAllGather) all_gather;
-  decltype(&ncclAllReduce) all_reduce;  ///< for comparison only: collective.h says why
+  decltype(&ncclAllReduce) all_reduce;
   decltype(&ncclSend) send;
   decltype(&ncclRecv) recv;
   decltype(&ncclGetVersion) get_version;

@@ -67,9 +67,12 @@ uint64_t OpState::mark(Context& context) {
   return marked_++;
 }
 
-void OpState::wait(Context& context, uint64_t mark) {
-  if (group) return drain(context);  // a collective can wait for a rank that never comes
-  SPINFER_CUDA_CHECK(cudaEventSynchronize(kept(mark)));
+void OpState::wait(uint64_t mark) {
+  if (group) {
+    group->wait(rank, kept(mark));  // a collective can wait for a rank that never comes
+  } else {
+    SPINFER_CUDA_CHECK(cudaEventSynchronize(kept(mark)));
+  }
   throw_if_fault();
 }
 

@@ -31,7 +31,7 @@ class OpState {
   void upload(Context& context, void* device, const void* host, size_t bytes);
   /// See Backend::mark, Backend::wait and Backend::between.
   uint64_t mark(Context& context);
-  void wait(Context& context, uint64_t mark);
+  void wait(uint64_t mark);
   double between(uint64_t mark, uint64_t later) const;
   /// Waits for all queued work. Throws `Error` where the device failed, a kernel reported a fault or the
   /// group was aborted.

@@ -207,8 +207,9 @@ Peers PeerGroup::peers_of(int rank) const {
 }
 
 bool PeerGroup::can_sum(const Half* x, int64_t count) const {
-  const int64_t bytes = count * int64_t{sizeof(Half)};
-  return bytes <= kSlotBytes && bytes * int64_t(memory_.size()) <= kMostSumBytes && vectorisable(count, x);
+  const int64_t bytes = count * int64_t{sizeof(Half)}, world = int64_t(memory_.size());
+  const int64_t most = world == 2 ? kMostSumBytesOfTwo : std::min(kSlotBytes, kMostSumBytes / world);
+  return bytes <= most && vectorisable(count, x);
 }
 
 void PeerGroup::sum(Context& context, int rank, Half* x, int64_t count) const {

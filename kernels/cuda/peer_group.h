@@ -35,9 +35,12 @@ class PeerGroup {
   PeerGroup(const PeerGroup&) = delete;
   PeerGroup& operator=(const PeerGroup&) = delete;
 
-  /// True for tensors that `sum` takes: whole aligned vectors of 8, at most what a slot holds and, together
-  /// from all ranks, kMostSumBytes: beyond, the two exchanges over NCCL move fewer bytes.
+  /// True for tensors that `sum` takes: whole aligned vectors of 8, at most what a slot holds and no more
+  /// bytes than it is the fastest for.
   bool can_sum(const Half* x, int64_t count) const;
+  /// Two ranks: beyond, ncclAllReduce is faster (scripts/results/h200_all_reduce.json).
+  static constexpr int64_t kMostSumBytesOfTwo = int64_t{1} << 20;
+  /// More ranks, all parts together: beyond, two exchanges over NCCL move fewer bytes.
   static constexpr int64_t kMostSumBytes = int64_t{8} << 20;
   /// Queues x[count] = Σ over ranks, added in rank order in fp32, rounded once. After `abort` x is
   /// unspecified.

@@ -142,11 +142,11 @@ void validate(const TcaBmeView& matrix, size_t bitmap_count, size_t value_count,
 /// Rows [begin, end) / columns [begin, end) as a matrix of their own, without re-encoding: bounds must be
 /// multiples of 64 or the end of the matrix.
 TcaBmeMatrix slice_rows(const TcaBmeMatrix& matrix, int64_t begin, int64_t end);
-TcaBmeMatrix slice_cols(const TcaBmeMatrix& matrix, int64_t begin, int64_t end);
+TcaBmeMatrix slice_cols(const TcaBmeMatrix& matrix, int64_t begin, int64_t end, ThreadPool& pool);
 
 /// The matrices stacked along m (all of one k). Where a part other than the last has an m that is no multiple
-/// of 64 the stack is re-encoded; where bitmaps and values of the parts lie one after the other in memory they
-/// are shared.
+/// of 64 the stack is re-encoded; where bitmaps and values of the parts lie one after the other in memory
+/// they are shared.
 TcaBmeMatrix stack_rows(std::span<const TcaBmeMatrix> parts, ThreadPool& pool);
 
 /// Nonzeros of `dense`, counted on all threads.

@@ -7,6 +7,7 @@
 #include "kernels/check.h"
 #include "kernels/format/tca_bme.h"
 #include "kernels/format/tca_bme_arrays.h"
+#include "kernels/thread_pool.h"
 
 namespace spinfer {
 namespace {
@@ -20,16 +21,37 @@ void check_range(const char* what, int64_t begin, int64_t end, int64_t size) {
         size, kGroupTile);
 }
 
-/// Copies tiles [first, first + count) of `source` to `target`, where they begin at tile `to` and value
-/// `value`. Returns the value after them. Offsets are written for the tiles' beginnings, not for the end.
-int64_t copy_tiles(const TcaBmeView& source, int64_t first, int64_t count, TcaBmeArrays& target, int64_t to,
-                   int64_t value) {
-  const int64_t begin = source.offset(first), end = source.offset(first + count);
-  std::copy_n(source.bitmaps + first * kBitmapsPerGroupTile, count * kBitmapsPerGroupTile,
-              target.bitmaps() + to * kBitmapsPerGroupTile);
-  std::copy_n(source.values + begin, end - begin, target.values() + value);
-  for (int64_t i = 0; i < count; ++i) target.set_offset(to + i, source.offset(first + i) - begin + value);
-  return value + end - begin;
+/// Tiles [first, first + count) of `source` on their way into another matrix.
+struct Run {
+  const TcaBmeView* source;
+  int64_t first, count;
+};
+
+/// The runs' tiles one after the other as an m×k matrix, copied on all threads.
+TcaBmeMatrix copied(const std::vector<Run>& runs, int64_t m, int64_t k, ThreadPool& pool) {
+  struct Place {
+    int64_t tile = 0, value = 0;
+  };
+  std::vector<Place> places(runs.size() + 1);
+  for (size_t i = 0; i < runs.size(); ++i) {
+    const auto& [source, first, count] = runs[i];
+    places[i + 1] = {places[i].tile + count,
+                     places[i].value + source->offset(first + count) - source->offset(first)};
+  }
+  const auto [tiles, nonzeros] = places.back();
+  TcaBmeArrays target(m, k, nonzeros);
+  pool.parallel_for(int64_t(runs.size()), [&](int64_t i) {
+    const auto& [source, first, count] = runs[size_t(i)];
+    const auto [tile, value] = places[size_t(i)];
+    const int64_t begin = source->offset(first), end = source->offset(first + count);
+    std::copy_n(source->bitmaps + first * kBitmapsPerGroupTile, count * kBitmapsPerGroupTile,
+                target.bitmaps() + tile * kBitmapsPerGroupTile);
+    std::copy_n(source->values + begin, end - begin, target.values() + value);
+    for (int64_t t = 0; t < count; ++t)
+      target.set_offset(tile + t, source->offset(first + t) - begin + value);
+  });
+  target.set_offset(tiles, nonzeros);
+  return std::move(target).finish();
 }
 
 }  // namespace
@@ -64,22 +86,13 @@ TcaBmeMatrix slice_rows(const TcaBmeMatrix& matrix, int64_t begin, int64_t end) 
   return {slice, std::move(shared)};
 }
 
-TcaBmeMatrix slice_cols(const TcaBmeMatrix& matrix, int64_t begin, int64_t end) {
+TcaBmeMatrix slice_cols(const TcaBmeMatrix& matrix, int64_t begin, int64_t end, ThreadPool& pool) {
   const TcaBmeView& w = matrix.view();
   check_range("columns", begin, end, w.k);
-  const int64_t tile_rows = group_tiles(w.m), tile_cols = group_tiles(w.k);
-  const int64_t first_col = group_tiles(begin), cols = group_tiles(end - begin);
-  int64_t nonzeros = 0;
-  for (int64_t r = 0; r < tile_rows; ++r) {
-    nonzeros += w.offset(r * tile_cols + first_col + cols) - w.offset(r * tile_cols + first_col);
-  }
-  TcaBmeArrays slice(w.m, end - begin, nonzeros);
-  int64_t value = 0;
-  for (int64_t r = 0; r < tile_rows; ++r) {
-    value = copy_tiles(w, r * tile_cols + first_col, cols, slice, r * cols, value);
-  }
-  slice.set_offset(tile_rows * cols, value);
-  return std::move(slice).finish();
+  const int64_t tile_cols = group_tiles(w.k), first_col = group_tiles(begin), cols = group_tiles(end - begin);
+  std::vector<Run> runs;
+  for (int64_t r = 0; r < group_tiles(w.m); ++r) runs.push_back({&w, r * tile_cols + first_col, cols});
+  return copied(runs, w.m, end - begin, pool);
 }
 
 namespace {
@@ -147,14 +160,13 @@ TcaBmeMatrix stack_rows(std::span<const TcaBmeMatrix> parts, ThreadPool& pool) {
     return encode({m, k, dense.get(), nullptr}, pool);
   }
   if (lie_together(parts)) return stack_in_place(parts, m, nonzeros);
-  TcaBmeArrays stack(m, k, nonzeros);
-  int64_t tile = 0, value = 0;
+  std::vector<Run> runs;
+  const int64_t tile_cols = group_tiles(k);
   for (const TcaBmeMatrix& part : parts) {
-    value = copy_tiles(part.view(), 0, part.view().tiles(), stack, tile, value);
-    tile += part.view().tiles();
+    for (int64_t r = 0; r < group_tiles(part.view().m); ++r)
+      runs.push_back({&part.view(), r * tile_cols, tile_cols});
   }
-  stack.set_offset(tile, value);
-  return std::move(stack).finish();
+  return copied(runs, m, k, pool);
 }
 
 }  // namespace spinfer

@@ -42,6 +42,14 @@ class TensorParallel(program.ProgramTest):
         one, two = (self.json("perplexity", "-m", OPT, "-f", path, "--ctx", 128, "-tp", n) for n in (1, 2))
         self.assertAlmostEqual(one["mean_nll"], two["mean_nll"], delta=0.003)
 
+    def test_memory_of_each_rank(self):
+        for degree in (1, 2):
+            memory = self.json("generate", "-m", LLAMA, "-p", PROMPT, "-n", 2, "-tp", degree)["memory"]
+            self.assertEqual(len(memory["ranks"]), degree)
+            for field in ("weights_bytes", "kv_bytes", "peak_bytes"):
+                self.assertEqual(sum(rank[field] for rank in memory["ranks"]), memory[field])
+                self.assertGreater(min(rank[field] for rank in memory["ranks"]), 0)
+
     def test_illegal_degrees(self):
         for directory in DEMOS.values():
             for degree in (3, 5, 8, 64):

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <future>
 #include <limits>
 #include <stdexcept>
 #include <thread>
@@ -208,6 +209,54 @@ TEST(TensorParallel, WatchdogEndsAStepThatHangs) {
   } catch (const Error& e) {
     EXPECT_STREQ(e.what(), "1 of 2 ranks did not finish a step within 0.05 s");
   }
+}
+
+/// A rank that hangs outside of a collective: the caller learns of it all the same.
+TEST(TensorParallel, WatchdogDoesNotWaitForARankThatNeverComesBack) {
+  std::promise<void> release;
+  const std::shared_future<void> released = release.get_future().share();
+  std::atomic<bool> woken = false;
+  TensorParallel ranks(cpu_backend(), 3, {.threads = 3});
+  const auto start = std::chrono::steady_clock::now();
+  try {
+    ranks.on_all(
+        [released, &woken](Runner& runner) {
+          if (runner.shard().rank == 2) return released.wait();
+          Half x;
+          try {
+            cpu_backend().all_reduce(runner.device().context(), &x, 1);
+          } catch (const Error&) {
+            woken = true;
+            throw;
+          }
+        },
+        0.05);
+    ADD_FAILURE() << "no error";
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(), "3 of 3 ranks did not finish a step within 0.05 s");
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(8));
+  EXPECT_TRUE(woken);
+  EXPECT_THROW(ranks.on_all([](Runner&) {}, 1), Error);
+  release.set_value();  // so that it can be joined
+}
+
+TEST(TensorParallelDeathTest, ARankThatCannotBeJoinedEndsTheProcess) {
+  testing::GTEST_FLAG(death_test_style) = "threadsafe";
+  EXPECT_EXIT(
+      {
+        TensorParallel ranks(cpu_backend(), 2, {.threads = 2});
+        try {
+          ranks.on_all(
+              [](Runner& runner) {
+                if (runner.shard().rank == 1) std::this_thread::sleep_for(std::chrono::hours(1));
+                throw Error("rank 0 gave up");
+              },
+              60);
+        } catch (const Error&) {
+        }
+      },
+      testing::ExitedWithCode(1), "a rank hangs");
 }
 
 TEST(TensorParallel, OneRankRunsOnTheCallersThread) {

@@ -58,15 +58,16 @@ void PrintTo(const Golden& golden, std::ostream* out) {
   *out << golden.name << " tp " << golden.tensor_parallel << " on " << golden.device;
 }
 
-bool has_gpu() {
-  return cuda_backend() && cuda_backend()->device_count() > 0;
+int gpus() {
+  return cuda_backend() ? cuda_backend()->device_count() : 0;
 }
 
 class EngineGolden : public testing::TestWithParam<Golden> {
  protected:
   void SetUp() override {
     if (!fs::exists(GetParam().dir)) GTEST_SKIP() << "no model at " << GetParam().dir;
-    if (GetParam().device == std::string("cuda") && !has_gpu()) GTEST_SKIP() << "no CUDA device";
+    if (GetParam().device == std::string("cuda") && gpus() < GetParam().tensor_parallel)
+      GTEST_SKIP() << "needs " << GetParam().tensor_parallel << " CUDA devices, has " << gpus();
   }
 };
 
@@ -122,8 +123,10 @@ std::vector<Golden> golden_models() {
     }
     for (const char* model : {"demo-llama", "demo-opt"}) all.push_back({model, trained / model, tp, device});
   };
-  for (const int tp : {1, 2, 4}) add(tp, "cpu");
-  add(1, "cuda");
+  for (const int tp : {1, 2, 4}) {
+    add(tp, "cpu");
+    add(tp, "cuda");
+  }
   return all;
 }
 

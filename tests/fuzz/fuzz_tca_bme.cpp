@@ -86,7 +86,8 @@ void use(const TcaBmeView& w) {
   const int64_t row = w.m > kGroupTile ? kGroupTile : w.m, col = w.k > kGroupTile ? kGroupTile : w.k;
   require(slice_rows(matrix, 0, row).view().nonzeros + slice_rows(matrix, row, w.m).view().nonzeros ==
           w.nonzeros);
-  require(slice_cols(matrix, 0, col).view().nonzeros + slice_cols(matrix, col, w.k).view().nonzeros ==
+  require(slice_cols(matrix, 0, col, context.pool).view().nonzeros +
+              slice_cols(matrix, col, w.k, context.pool).view().nonzeros ==
           w.nonzeros);
 
   const LinearWeight weight = cpu::prepare_linear(context, matrix, nullptr);

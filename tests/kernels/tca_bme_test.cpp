@@ -223,7 +223,7 @@ TEST(TcaBme, WideOffsetsTakeTheSamePaths) {
   EXPECT_NO_THROW(validate_all(wide.view()));
   EXPECT_EQ(decoded_bits(wide.view(), pool), canonical_bits(dense));
   expect_same(slice_rows(wide, 64, 200).view(), slice_rows(narrow, 64, 200).view());
-  expect_same(slice_cols(wide, 64, 190).view(), slice_cols(narrow, 64, 190).view());
+  expect_same(slice_cols(wide, 64, 190, pool).view(), slice_cols(narrow, 64, 190, pool).view());
 }
 
 TEST(TcaBme, SlicesAreTheEncodedSlices) {
@@ -239,7 +239,7 @@ TEST(TcaBme, SlicesAreTheEncodedSlices) {
     }
     for (int64_t begin = 0; begin <= k; begin += 64) {
       for (int64_t end : {std::min(begin + 64, k), std::min(begin + 128, k), k}) {
-        const TcaBmeMatrix slice = slice_cols(packed, begin, end);
+        const TcaBmeMatrix slice = slice_cols(packed, begin, end, pool);
         expect_same(slice.view(), encode(part_of(dense, 0, m, begin, end - begin), pool).view());
       }
     }
@@ -253,7 +253,7 @@ TEST(TcaBme, SlicesOutliveTheMatrix) {
   {
     const TcaBmeMatrix packed = encode(dense, pool);
     rows = slice_rows(packed, 64, 128);
-    cols = slice_cols(packed, 64, 128);
+    cols = slice_cols(packed, 64, 128, pool);
   }
   EXPECT_EQ(decoded_bits(rows.view(), pool), canonical_bits(part_of(dense, 64, 64, 0, 128)));
   EXPECT_EQ(decoded_bits(cols.view(), pool), canonical_bits(part_of(dense, 0, 128, 64, 64)));
@@ -266,7 +266,7 @@ TEST(TcaBme, SlicesOutsideTileBordersAreRefused) {
                                              {0, 256}, {192, 199}, {201, 201}};
   for (auto [begin, end] : bad) {
     EXPECT_THROW(slice_rows(packed, begin, end), Error) << begin << " " << end;
-    EXPECT_THROW(slice_cols(packed, begin, end), Error) << begin << " " << end;
+    EXPECT_THROW(slice_cols(packed, begin, end, pool), Error) << begin << " " << end;
   }
 }
 

@@ -215,7 +215,73 @@ class Faults(ProgramTest):
         self.assertIn("injected fault in step 10", server.stderr())
 
 
+    def under_load(self, clients, **env):
+        """(seconds from the first answer that failed to the end of the process, exit status, stderr, answers) of a server on
+        two ranks with more clients than it runs at once, some of whom vanish all the time."""
+        server = Server("-tp", 2, "--watchdog", 2 * SLOWNESS, "--max-num-seqs", 4, env=env)
+        answers, failed_at, over = [], [], threading.Event()
+
+        def ask(stream):
+            try:
+                status, _, text = server.request("POST", "/v1/completions", {**LONG, "stream": stream})
+            except OSError as error:
+                status, text = 0, repr(error).encode()
+            failed_at.append(time.monotonic())
+            answers.append((stream, status, text))
+
+        def vanish():
+            while not over.is_set():
+                try:
+                    with server.connect() as client:
+                        client.sendall(http_post("/v1/completions", {**LONG, "stream": True}))
+                        time.sleep(0.02)
+                except OSError:
+                    return
+
+        everyone = [threading.Thread(target=ask, args=(i % 2 == 0,)) for i in range(clients)]
+        everyone.append(threading.Thread(target=vanish))
+        for thread in everyone:
+            thread.start()
+        status = server.process.wait(60 * SLOWNESS)
+        ended = time.monotonic()
+        over.set()
+        for thread in everyone:
+            thread.join()
+        self.assertEqual(server.stop(), status)
+        return ended - min(failed_at), status, server.stderr(), answers
+
+    def check_all_failed(self, cause, **env):
+        seconds, status, errors, answers = self.under_load(12, **env)
+        self.assertEqual(status, 1)
+        self.assertLess(seconds, 10 * SLOWNESS)
+        self.assertEqual(len(answers), 12)
+        for stream, status, text in answers:
+            self.assertIn(cause.encode(), text)
+            self.assertTrue(status == 503 or (stream and status == 200), (stream, status))
+        self.assertIn(cause, errors)
+
+    def test_a_rank_that_throws_under_load_ends_all(self):
+        self.check_all_failed("injected fault in step 30 of rank 1", SPINFER_FAULT_STEP="30", SPINFER_FAULT_RANK="1")
+
+    def test_a_rank_that_hangs_under_load_ends_all(self):
+        self.check_all_failed("2 of 2 ranks did not finish a step within", SPINFER_FAULT_STEP="30", SPINFER_FAULT_RANK="0",
+                              SPINFER_FAULT_HANG="1")
+
+
 class TheEnd(ProgramTest):
+    def test_sigterm_in_mid_generation_on_two_ranks(self):
+        with Server("-tp", 2, "--drain-timeout", 0) as server:
+            client = server.connect()
+            client.sendall(http_post("/v1/completions", {**LONG, "stream": True}))
+            while (metrics := server.metrics())["spinfer_generated_tokens_total"] < 5:
+                pass
+            for rank in "01":
+                self.assertGreater(metrics[f'spinfer_rank_weights_bytes{{rank="{rank}"}}'], 0)
+            start = time.monotonic()
+            self.assertEqual(server.stop(), 0)
+            self.assertLess(time.monotonic() - start, 5 * SLOWNESS)
+            client.close()
+
     def test_sigterm_lets_running_requests_finish(self):
         server = Server("--deterministic", "--drain-timeout", 30 * SLOWNESS)
         body = {"prompt": PROMPT, "max_tokens": 300, "temperature": 0, "ignore_eos": True}
