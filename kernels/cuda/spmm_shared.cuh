@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/epilogue.cuh"
 #include "kernels/cuda/nibble_decoder.cuh"
+#include "kernels/cuda/spmm.h"
 #include "kernels/cuda/spmm_plan.h"
 #include "kernels/format/strip_stream.h"
 
@@ -37,6 +38,7 @@ struct Problem {
   const uint8_t* records;
   const StripPlace* places;
   const uint8_t* values;
+  const RunStart* runs;
   int strips;
   int blocks;         // per strip; a chunk has blocks / chunks of them or one more
   int fewest_blocks;  // blocks / chunks
@@ -100,6 +102,12 @@ __device__ inline int block_begin(const Problem& p, int chunk) {
 }
 __device__ inline int64_t record_begin(const Problem& p, int chunk) {
   return int64_t(chunk) * int64_t(sizeof(ChunkHead)) + int64_t(block_begin(p, chunk)) * kMaskRowBytes;
+}
+
+/// Of the last team some strips may not exist; their warps only let X pass. Where such a warp's units would
+/// end that has them.
+__device__ inline int end_of_strips(const Problem& p, int warp) {
+  return (p.strips - warp + kSpmmWarps - 1) / kSpmmWarps * p.shape.chunks;
 }
 
 /// Walks a strip's chunks, round and round. StripShape::chunk_blocks without its divisions.

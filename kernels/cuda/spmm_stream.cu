@@ -224,16 +224,13 @@ struct StripCursor {
     uint32_t starts, first_row, counts, masks[kStripTiers];
   } head;  // of the chunk to enter next
 
-  /// The first record and piece, and when all warps have asked for theirs the rest: memory takes some 5 µs
-  /// for all of it, and would serve the first warps whole before the last ones begin.
-  __device__ void begin_fill(const Problem& p) {
-    records.bring_next(p, map, 0, policy);
-    pieces.bring_next(map, policy);
-  }
-  __device__ void end_fill(const Problem& p) {
+  /// What `bring_first` has left, when all warps have asked for that: memory takes some 5 µs for all of it,
+  /// and would serve the first warps whole before the last ones begin.
+  __device__ void fill(const Problem& p) {
     records.bring_next(p, map, 1, policy);
 #pragma unroll 1
     for (int i = 1; i < kRingPieces; ++i) pieces.bring_next(map, policy);
+    pieces.look_ahead(p);
   }
   __device__ uint32_t record_address(uint32_t which) const {
     return map + uint32_t(offsetof(WarpMap, record)) + (which & 1) * uint32_t(sizeof(WarpMap::record[0]));
@@ -541,6 +538,19 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   ptx::let_next_grid_start();
   const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0);  // known to be uniform
   const int lane = int(threadIdx.x) % 32;
+  const uint32_t map = once(ptx::shared_address(&shared.warp[warp % kSpmmWarps]));
+  const uint64_t policy = ptx::evict_first_policy();
+  RunStart start{};
+  if (warp < kSpmmWarps) {
+    start = p.runs[int(blockIdx.x) * kSpmmWarps + warp];
+    if (lane == 0) {
+      for (int i = 0; i < kRingPieces + 2; ++i)
+        ptx::barrier_init(map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * i, 1);
+    }
+    ptx::barrier_init_fence();
+    __syncwarp();  // its barriers before the warp's copies
+    bring_first(p, start, map, policy);
+  }
   const int begin = first_unit(p, int(blockIdx.x)), end = first_unit(p, int(blockIdx.x) + 1);
   int team = int(p.by_chunks.divide(uint32_t(begin)));
   ChunkWalk walk(p, begin - team * p.shape.chunks);
@@ -563,25 +573,15 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   }
   if constexpr (kSpareRegisters<kN>) ptx::registers_up<240>();
 
-  // Of the last team some strips may not exist; their warps only let X pass.
-  const int whole_teams = (p.strips - warp + kSpmmWarps - 1) / kSpmmWarps;  // that have this warp's strip
-  const int own_end = max(begin, min(end, whole_teams * p.shape.chunks));
-  const uint32_t map = once(ptx::shared_address(&shared.warp[warp]));
-  if (lane == 0) {
-    for (int i = 0; i < kRingPieces + 2; ++i)
-      ptx::barrier_init(map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * i, 1);
-  }
-  ptx::barrier_init_fence();
-  __syncwarp();  // its barriers before the warp's copies
-  const int last_team = own_end > begin ? int(p.by_chunks.divide(uint32_t(own_end - 1))) : -1;
-  StripCursor cursor{.records = RecordFeed(p, team * kSpmmWarps + warp, own_end - begin, walk),
-                     .pieces = PieceFeed(p, team * kSpmmWarps + warp, walk.chunk,
-                                         last_team * kSpmmWarps + warp, own_end - last_team * p.shape.chunks),
-                     .policy = ptx::evict_first_policy(),
-                     .map = map};
-  cursor.begin_fill(p);
   ptx::named_barrier(kStartBarrier, kThreads<kN>);  // X's barriers and the table before anyone uses them
-  cursor.end_fill(p);
+  const int own_end = max(begin, min(end, end_of_strips(p, warp)));
+  const int last_team = own_end > begin ? int(p.by_chunks.divide(uint32_t(own_end - 1))) : -1;
+  StripCursor cursor{.records = RecordFeed(p, start, own_end - begin, walk),
+                     .pieces = PieceFeed(p, start, team * kSpmmWarps + warp, last_team * kSpmmWarps + warp,
+                                         own_end - last_team * p.shape.chunks),
+                     .policy = policy,
+                     .map = map};
+  cursor.fill(p);
   const uint32_t x_stages = once(ptx::shared_address(shared.x));
   const Decoder decoder(x_stages + uint32_t(offsetof(SharedMap<kN>, table)));
   XStage<kN> x{.full = x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)), .by_all = !p.x_by_box};
@@ -658,18 +658,14 @@ void launch(const Problem& problem, const SpmmPlan& plan, const CUtensorMap& map
   SPINFER_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, problem, map));
 }
 
-}  // namespace
-
-void spmm_stream(Context& context, const SpmmArgs& args) {
-  const StripShape& shape = args.w.view.shape;
-  check(args.n >= 1 && args.n <= kStreamMaxTokens, "stream SpMM {}×{}: {} tokens, legal are 1 to {}", shape.m,
-        shape.k, args.n, kStreamMaxTokens);
-  const SpmmPlan plan = plan_spmm(shape, args.n, context.facts());
+/// What does not depend on the call.
+Problem problem_of(const StripStreamView& w, const SpmmPlan& plan) {
+  const StripShape& shape = w.shape;
   Problem p{};
   p.shape = shape;
-  p.records = args.w.view.records;
-  p.places = args.w.view.places;
-  p.values = args.w.view.values;
+  p.records = w.records;
+  p.places = w.places;
+  p.values = w.values;
   p.strips = int(shape.strips());
   p.blocks = shape.blocks();
   p.fewest_blocks = shape.blocks() / shape.chunks;
@@ -679,6 +675,32 @@ void spmm_stream(Context& context, const SpmmArgs& args) {
   p.by_grid = FastDivisor::make(plan.grid, plan.units * plan.grid);
   p.by_chunks =
       FastDivisor::make(shape.chunks, std::max<int64_t>(plan.units, int64_t(shape.chunks) * shape.chunks));
+  return p;
+}
+
+__global__ void run_starts_kernel(const Problem p, RunStart* runs) {
+  runs[blockIdx.x * kSpmmWarps + threadIdx.x] = run_start(p, int(blockIdx.x), int(threadIdx.x));
+}
+
+}  // namespace
+
+size_t run_start_bytes(const StripShape& shape, const GpuFacts& gpu) {
+  return size_t(plan_spmm(shape, 1, gpu).grid) * kSpmmWarps * sizeof(RunStart);
+}
+
+void find_run_starts(Context& context, const StripStreamView& view, RunStart* runs) {
+  const SpmmPlan plan = plan_spmm(view.shape, 1, context.facts());
+  run_starts_kernel<<<unsigned(plan.grid), kSpmmWarps, 0, context.stream()>>>(problem_of(view, plan), runs);
+  SPINFER_LAUNCH_CHECK("spmm run starts");
+}
+
+void spmm_stream(Context& context, const SpmmArgs& args) {
+  const StripShape& shape = args.w.view.shape;
+  check(args.n >= 1 && args.n <= kStreamMaxTokens, "stream SpMM {}×{}: {} tokens, legal are 1 to {}", shape.m,
+        shape.k, args.n, kStreamMaxTokens);
+  const SpmmPlan plan = plan_spmm(shape, args.n, context.facts());
+  Problem p = problem_of(args.w.view, plan);
+  p.runs = args.w.runs;
   const int x_room = plan.n_tile <= 16 ? kMaxChunkBlocks : 128 / plan.n_tile;
   const int x_stages = (shape.max_chunk_blocks() + x_room - 1) / x_room;
   p.x_blocks = (shape.max_chunk_blocks() + x_stages - 1) / x_stages;
