@@ -148,8 +148,9 @@ __device__ inline uint32_t x_arrivals(const Problem& p) {
 
 /// The producer warp: brings X, stage by stage, for all units of the block.
 template <int kN>
-__device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedMap<kN>& shared,
-                               ChunkWalk walk, int units, int lane) {
+__device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedMap<kN>& shared, int lane) {
+  const int begin = first_unit(p, int(blockIdx.x)), units = first_unit(p, int(blockIdx.x) + 1) - begin;
+  ChunkWalk walk(p, begin - int(p.by_chunks.divide(uint32_t(begin))) * p.shape.chunks);
   ptx::wait_for_previous_grids();
   int stage = 0;
   uint32_t parity = 1;  // the stages begin empty

@@ -538,24 +538,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   ptx::let_next_grid_start();
   const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0);  // known to be uniform
   const int lane = int(threadIdx.x) % 32;
-  const uint32_t map = once(ptx::shared_address(&shared.warp[warp % kSpmmWarps]));
-  const uint64_t policy = ptx::evict_first_policy();
-  RunStart start{};
-  if (warp < kSpmmWarps) {
-    start = p.runs[int(blockIdx.x) * kSpmmWarps + warp];
-    if (lane == 0) {
-      for (int i = 0; i < kRingPieces + 2; ++i)
-        ptx::barrier_init(map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * i, 1);
-    }
-    ptx::barrier_init_fence();
-    __syncwarp();  // its barriers before the warp's copies
-    bring_first(p, start, map, policy);
-  }
-  const int begin = first_unit(p, int(blockIdx.x)), end = first_unit(p, int(blockIdx.x) + 1);
-  int team = int(p.by_chunks.divide(uint32_t(begin)));
-  ChunkWalk walk(p, begin - team * p.shape.chunks);
-  if (warp >= kSpmmWarps) {
-    if constexpr (kSpareRegisters<kN>) ptx::registers_down<24>();
+  if (warp >= kSpmmWarps) {  // X takes longest to come
     if (warp == kSpmmWarps) {
       if (lane == 0) {
         if (p.x_by_box) ptx::prefetch_map(&x_map);
@@ -564,15 +547,30 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
           ptx::barrier_init(ptx::shared_address(&shared.x_empty[i]), kSpmmWarps * x_arrivals(p));
         }
       }
-      shared.table.fill(lane);
       ptx::barrier_init_fence();
+      __syncwarp();
     }
-    ptx::named_barrier_arrive(kStartBarrier, kThreads<kN>);  // X's barriers and the table are there
-    if (warp == kSpmmWarps) bring_x<kN>(p, &x_map, shared, walk, end - begin, lane);
+    ptx::named_barrier_arrive(kStartBarrier, kThreads<kN>);  // X's barriers are there
+    if constexpr (kSpareRegisters<kN>) ptx::registers_down<24>();
+    if (warp == kSpmmWarps) bring_x<kN>(p, &x_map, shared, lane);
     return;
   }
   if constexpr (kSpareRegisters<kN>) ptx::registers_up<240>();
 
+  const uint32_t map = once(ptx::shared_address(&shared.warp[warp]));
+  const uint64_t policy = ptx::evict_first_policy();
+  const RunStart start = p.runs[int(blockIdx.x) * kSpmmWarps + warp];
+  if (lane == 0) {
+    for (int i = 0; i < kRingPieces + 2; ++i)
+      ptx::barrier_init(map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * i, 1);
+  }
+  ptx::barrier_init_fence();
+  __syncwarp();  // its barriers before the warp's copies
+  bring_first(p, start, map, policy);
+  if (warp == 0) shared.table.fill(lane);
+  const int begin = first_unit(p, int(blockIdx.x)), end = first_unit(p, int(blockIdx.x) + 1);
+  int team = int(p.by_chunks.divide(uint32_t(begin)));
+  ChunkWalk walk(p, begin - team * p.shape.chunks);
   ptx::named_barrier(kStartBarrier, kThreads<kN>);  // X's barriers and the table before anyone uses them
   const int own_end = max(begin, min(end, end_of_strips(p, warp)));
   const int last_team = own_end > begin ? int(p.by_chunks.divide(uint32_t(own_end - 1))) : -1;
