@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/ptx_cluster.cuh"
 #include "kernels/cuda/ptx_hopper.cuh"
 #include "kernels/cuda/spmm_shared.cuh"
 
@@ -143,7 +144,7 @@ __device__ inline RunStart run_start(const Problem& p, int block, int warp) {
 /// Arrivals of a warp at X's barriers: one, or where ordinary stores bring X all its lanes', each for its own
 /// accesses (racecheck follows nothing less).
 __device__ inline uint32_t x_arrivals(const Problem& p) {
-  return p.x_by_box ? 1 : 32;
+  return p.x_by_copy ? 1 : 32;
 }
 
 /// The producer warp: brings X, stage by stage, for all units of the block.
@@ -151,6 +152,7 @@ template <int kN>
 __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedMap<kN>& shared, int lane) {
   const int begin = first_unit(p, int(blockIdx.x)), units = first_unit(p, int(blockIdx.x) + 1) - begin;
   ChunkWalk walk(p, begin - int(p.by_chunks.divide(uint32_t(begin))) * p.shape.chunks);
+  const uint64_t policy = ptx::evict_normal_policy();
   ptx::wait_for_previous_grids();
   int stage = 0;
   uint32_t parity = 1;  // the stages begin empty
@@ -161,11 +163,20 @@ __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedM
       const int count = min(p.x_blocks, last - block);
       const uint32_t full = ptx::shared_address(&shared.x_full[stage]);
       ptx::barrier_wait(ptx::shared_address(&shared.x_empty[stage]), parity);
-      if (p.x_by_box) {
+      uint8_t* to = shared.x[stage];
+      if (p.x_by_copy) {
         if (lane == 0) {
-          ptx::barrier_arrive_expect(full, count * kN * 128);
-          for (int i = 0; i < count; ++i) {
-            ptx::copy_box(ptx::shared_address(shared.x[stage][i]), map, (block + i) * kBlockColumns, 0, full);
+          if constexpr (kUseWgmma<kN>) {
+            ptx::barrier_arrive_expect(full, count * kN * 128);
+            for (int i = 0; i < count; ++i)
+              ptx::copy_box(ptx::shared_address(to + i * kN * 128), map, (block + i) * kBlockColumns, 0,
+                            full);
+          } else {  // what lies in the rows of tokens that do not exist touches no other token
+            ptx::barrier_arrive_expect(full, p.n * count * 128);
+            const __half* from = p.x + block * kBlockColumns;
+#pragma unroll 1
+            for (int token = 0; token < p.n; ++token, from += p.shape.k)
+              ptx::copy_bulk(ptx::shared_address(to + token * kXPitch), from, count * 128, full, policy);
           }
         }
       } else {
@@ -173,8 +184,9 @@ __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedM
           const int col = i % kBlockColumns, token = i / kBlockColumns % kN, b = i / kBlockColumns / kN;
           const int64_t k = int64_t(block + b) * kBlockColumns + col;
           const bool inside = token < p.n && k < p.shape.k;
-          auto* row = reinterpret_cast<__half*>(shared.x[stage][b] + token * 128);
-          row[(col / 8 ^ token % 8) * 8 + col % 8] = inside ? p.x[token * p.shape.k + k] : __half(0.0f);
+          const int at = kUseWgmma<kN> ? (b * kN + token) * 128 + ((col / 8 ^ token % 8) * 8 + col % 8) * 2
+                                       : token * kXPitch + (b * kBlockColumns + col) * 2;
+          *reinterpret_cast<__half*>(to + at) = inside ? p.x[token * p.shape.k + k] : __half(0.0f);
         }
         ptx::fence_async_proxy();  // wgmma reads what ordinary stores wrote
         ptx::barrier_arrive(full);

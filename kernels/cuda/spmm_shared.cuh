@@ -48,7 +48,7 @@ struct Problem {
   FastDivisor by_grid, by_chunks;
   int x_blocks;  // of X in a stage; a chunk's stages are about even
   int n;
-  bool x_by_box;    // X through the tensor map; otherwise element by element
+  bool x_by_copy;   // X by bulk copies; otherwise element by element
   const __half* x;  // [n][k]
   Epilogue epilogue;
   void* y;  // [n][m]
@@ -63,10 +63,24 @@ inline constexpr int kXBlocks = kN <= 16 ? kMaxChunkBlocks : 128 / kN;
 template <int kN>
 inline constexpr int kXStages = 3;
 
+/// What multiplies a stage of X, and how it lies there. For few tokens mma.sync, so that warps need not meet:
+/// a row a token, whose pitch keeps ldmatrix free of bank conflicts, brought by plain copies: a tensor map
+/// would have to be fetched first, and X would come behind the first weights. Otherwise wgmma: blocks of 64
+/// columns, [token][64 columns], 128-byte swizzle, by tensor copies.
+template <int kN>
+inline constexpr bool kUseWgmma = kN >= 32;
+inline constexpr int kXPitch = kMaxChunkBlocks * kBlockColumns * 2 + 16;
+template <int kN>
+inline constexpr int kXStageBytes = kUseWgmma<kN> ? kXBlocks<kN>* kN * 128 : kN* kXPitch;
+
 /// One more warp brings X. Where the others need more registers than that many warps can have each, it takes
 /// a warpgroup of its own, which gives its registers away.
 template <int kN>
 inline constexpr bool kSpareRegisters = kN >= 16;
+template <int kN>
+inline constexpr int kSpareWarpRegisters = kN == 64 ? 24 : 40;
+template <int kN>
+inline constexpr int kMultiplyRegisters = kN == 64 ? 240 : 232;
 template <int kN>
 inline constexpr int kThreads = (kSpmmWarps + (kSpareRegisters<kN> ? 4 : 1)) * 32;
 
@@ -81,7 +95,7 @@ struct alignas(128) WarpMap {
 
 template <int kN>
 struct SharedMap {
-  alignas(1024) uint8_t x[kXStages<kN>][kXBlocks<kN>][kN * 128];  // [token][64 columns], 128-byte swizzle
+  alignas(1024) uint8_t x[kXStages<kN>][kXStageBytes<kN>];
   WarpMap warp[kSpmmWarps];  // behind the last record lanes read on, by a row of masks
   NibbleTable table;
   uint64_t x_full[kXStages<kN>];

@@ -109,9 +109,6 @@ struct XStage {
   }
 };
 
-template <int kN>
-inline constexpr bool kUseWgmma = kN >= 32;
-
 /// Where a strip's products are added up. mma.sync alternates between two: the next that adds to the same
 /// registers is then half a block away, and nothing waits for it.
 template <int kN>
@@ -169,11 +166,10 @@ struct WarpMultiplier {
   uint32_t x;  // this lane's row of X for ldmatrix
   uint32_t b[kN / 8][4];
 
-  __device__ WarpMultiplier(uint32_t x_stage, int lane)
-      : x(x_stage + lane % 8 * 128 + (lane / 8 ^ lane % 8) * 16) {}
+  __device__ WarpMultiplier(uint32_t x_stage, int lane) : x(x_stage + lane % 8 * kXPitch + lane / 8 * 16) {}
   __device__ void load(int pair) {
 #pragma unroll
-    for (int i = 0; i < kN / 8; ++i) ptx::load_matrix_x4(b[i], (x ^ pair * 64) + i * 1024);
+    for (int i = 0; i < kN / 8; ++i) ptx::load_matrix_x4(b[i], x + pair * 64 + i * 8 * kXPitch);
   }
   __device__ void multiply(Accumulators<kN>& acc, const uint32_t (&a)[kStripTiers][8], int) const {
 #pragma unroll
@@ -187,7 +183,7 @@ struct WarpMultiplier {
     }
   }
   __device__ void next_block() {
-    x += kN * 128;
+    x += kBlockColumns * 2;
   }
 };
 
@@ -301,7 +297,7 @@ __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decode
   uint32_t mask = events + uint32_t(sizeof(ChunkHead) - offsetof(ChunkHead, events)) + 8 * lane;
   for (int left = int(cursor.head.counts >> 16 & 255u); left > 0;) {
     int in_stage = kOneStage ? left : min(p.x_blocks, left);
-    Multiplier multiplier(x_stages + x.stage * uint32_t(sizeof(SharedMap<kN>::x[0])), lane);
+    Multiplier multiplier(x_stages + x.stage * kXStageBytes<kN>, lane);
     x.wait();
 #pragma unroll 1
     do {
@@ -351,7 +347,7 @@ __device__ void pass_chunk(const Problem& p, uint32_t x_stages, int blocks, XSta
     x.wait();
     if constexpr (kUseWgmma<kN>) {
       const uint32_t zeros[kStripTiers][8] = {};
-      WarpgroupMultiplier<kN> multiplier(x_stages + x.stage * uint32_t(sizeof(SharedMap<kN>::x[0])), lane);
+      WarpgroupMultiplier<kN> multiplier(x_stages + x.stage * kXStageBytes<kN>, lane);
 #pragma unroll 1
       for (int i = 2 * min(p.x_blocks, blocks - block); i > 0; --i) {
         multiplier.multiply(acc, zeros, i % 2);
@@ -541,7 +537,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   if (warp >= kSpmmWarps) {  // X takes longest to come
     if (warp == kSpmmWarps) {
       if (lane == 0) {
-        if (p.x_by_box) ptx::prefetch_map(&x_map);
+        if (kUseWgmma<kN> && p.x_by_copy) ptx::prefetch_map(&x_map);
         for (int i = 0; i < kXStages<kN>; ++i) {
           ptx::barrier_init(ptx::shared_address(&shared.x_full[i]), x_arrivals(p));
           ptx::barrier_init(ptx::shared_address(&shared.x_empty[i]), kSpmmWarps * x_arrivals(p));
@@ -551,11 +547,11 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
       __syncwarp();
     }
     ptx::named_barrier_arrive(kStartBarrier, kThreads<kN>);  // X's barriers are there
-    if constexpr (kSpareRegisters<kN>) ptx::registers_down<24>();
+    if constexpr (kSpareRegisters<kN>) ptx::registers_down<kSpareWarpRegisters<kN>>();
     if (warp == kSpmmWarps) bring_x<kN>(p, &x_map, shared, lane);
     return;
   }
-  if constexpr (kSpareRegisters<kN>) ptx::registers_up<240>();
+  if constexpr (kSpareRegisters<kN>) ptx::registers_up<kMultiplyRegisters<kN>>();
 
   const uint32_t map = once(ptx::shared_address(&shared.warp[warp]));
   const uint64_t policy = ptx::evict_first_policy();
@@ -582,7 +578,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   cursor.fill(p);
   const uint32_t x_stages = once(ptx::shared_address(shared.x));
   const Decoder decoder(x_stages + uint32_t(offsetof(SharedMap<kN>, table)));
-  XStage<kN> x{.full = x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)), .by_all = !p.x_by_box};
+  XStage<kN> x{.full = x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)), .by_all = !p.x_by_copy};
   Accumulators<kN> acc;
   acc.clear();
   int unit = begin;
@@ -710,7 +706,9 @@ void spmm_stream(Context& context, const SpmmArgs& args) {
   p.fp32_out = args.fp32_out;
   p.partials = static_cast<float4*>(context.partial_sums());
   CUtensorMap map{};
-  p.x_by_box = make_activation_map(map, args.x, args.n, shape.k, kBlockColumns, plan.n_tile);
+  p.x_by_copy = plan.n_tile <= 16
+                    ? shape.k % kBlockColumns == 0 && reinterpret_cast<uintptr_t>(args.x) % 16 == 0
+                    : make_activation_map(map, args.x, args.n, shape.k, kBlockColumns, plan.n_tile);
   switch (plan.n_tile) {
     case 8:
       return launch<8>(p, plan, map, context.stream());
