@@ -11,11 +11,10 @@ namespace {
 
 /// The most tokens for which the fused kernel is faster than the scratch. Share of cuBLAS's speed at 50 / 60
 /// / 70 % zeros on an H200, geometric mean of nine large matrices
-/// (scripts/results/h200_linear_prefill_wide.json for the fused kernel, h200_linear_prefill.json for the
-/// scratch):
+/// (scripts/results/h200_linear_prefill.json):
 ///   tokens       128          256          512          1024         2048
-///   fused    .80 .84 .85  .82 .88 .93  .74 .78 .84  .74 .78 .85  .76 .78 .85
-///   scratch  .36 .38 .39  .47 .49 .49  .62 .64 .65  .77 .78 .79  .86 .87 .88
+///   fused    .78 .79 .79  .78 .81 .87  .75 .76 .84  .74 .78 .85  .75 .78 .84
+///   scratch  .38 .39 .40  .48 .49 .50  .63 .65 .66  .77 .78 .79  .87 .88 .88
 /// At 50 % they meet below 1024; a chunk's rows tell how dense it is, 12 a block at 50 %, 9 at 60 %.
 int fused_tokens(const LinearProblem& p) {
   const int blocks = StripShape{p.m, p.k, p.chunks}.max_chunk_blocks();

@@ -27,8 +27,7 @@
 //            other warpgroups' multiplications: a warpgroup's step lasts as long as its decoding (about 180
 //            clocks), its own wgmmas and some 140 clocks of starting and waiting. The GPU is at its power
 //            limit all the while, dense or not, at about 1.45 of 1.98 GHz.
-// Measured   scripts/results/h200_linear_prefill_wide.json, the table in linear_plan.cpp. Where the time goes
-// at
+// Measured   scripts/results/h200_linear_prefill.json, the table in linear_plan.cpp. Where the time goes at
 //            12288², 50 % (scripts/results/h200_prefill_steps.json): a step takes 426 clocks at 128 tokens
 //            (256 of the tensor cores; waiting for chunks 9, for X 3) and 635 at 256 (512; 11 and 45); start,
 //            partial sums and output take 12 to 17 µs.

@@ -14,10 +14,10 @@
 // Pipeline  A warp refills its own ring by bulk copies as the heads say (StripCursor::pass), its records
 //           chunk by chunk, and enters a chunk while it still multiplies the one before: only the streams'
 //           tracks and places change there. Half a block's values are on their way from shared memory while
-//           the half before is multiplied, its table entries while that one is assembled. X: bulk tensor
-//           copies on an mbarrier ring. n ≤ 16: mma.sync with ldmatrix, warps need not meet; n > 16: wgmma, X
-//           is read by the tensor cores. Weights stream before griddepcontrol.wait; X, residual, y and the
-//           partial sums are touched after it.
+//           the half before is multiplied, its table entries while that one is assembled. X: bulk copies
+//           on an mbarrier ring. n ≤ 16: mma.sync with ldmatrix, warps need not meet; n > 16: wgmma, X is
+//           read by the tensor cores. Where a warp's run begins stands in a table (RunStart). Weights stream
+//           before griddepcontrol.wait; X, residual, y and the partial sums are touched after it.
 // Split     A team's sums are added in block order (TeamSums): bitwise reproducible, and since neither cut
 //           nor grid depends on n, a token's result does not depend on the batch.
 //
@@ -32,8 +32,8 @@
 //           issue slots: fixed latencies, as two warps a scheduler are too few to cover them, and no more
 //           rings fit. Leaving out mma.sync gains 4.5 µs of 41 (70 %, n = 8), the four prmt 4.3, one of the
 //           two window loads 2.6, the table's loads 0.8. Each step of n brings X's bytes: at n = 64 they are
-//           two thirds of the weights'. Small matrices: 3 µs until the first weights and X are there, 2 for
-//           the split's sums.
+//           two thirds of the weights'. Small matrices: half of a 4096×4096's 10.5 µs pass before the first
+//           product, while all of it is on its way into the rings; some 2 are the split's sums.
 //
 // What was tried (12288×12288, µs at 50 % / 70 %; n = 8 unless said; h200_decode_steps.json from "two tiers"
 // on):
@@ -52,16 +52,19 @@
 //   50.9 / 47.9 → 52.8 / 52.4)                                                      48.3 / 44.0 → 48.4 / 47.2
 //   four feeding warps, a stage of all strips' rows for each block of columns, two strips a
 //   warp: a loop of 37 instructions a tile, but a stage takes its feeder a microsecond       72.4 / 71.1
-//   two tiers a warp, their values side by side: one ring, head and X for both            48.3 / 44.0 → 46.7
-//   / 43.5 one branch a block for all that is rare, shifts before it, loads and permutes after       46.7
-//   / 42.0 sums by value instead of tickets and fences, X's first copies not behind the weights'     44.2
-//   / 40.7 the owners that end with a team share its sums; masks a nibble a byte (slower GPU)        45.1
-//   / 39.4 the last two at n = 32: 56.6 / 53.8 → 51.7 / 49.2; 4096×4096, 50 %, n = 8: 11.2 → 10.6, n =
-//   32: 16.9 → 13.1 wgmma for n ≤ 16, at n = 16 against 46.5
-//   / 43.8                                           48.5 / 45.7 mma.sync for n = 32 against 55.8 / 53.1 56.3
-//   / 55.0 sixteen partial sums a round instead of eight (4096×4096, 50 %, n = 8: 10.3 → 12.4)
+//   two tiers a warp, their values side by side: one ring, head and X for both               46.7 / 43.5
+//   one branch a block for all that is rare, shifts before it, loads and permutes after      46.7 / 42.0
+//   sums by value instead of tickets and fences, X not asked for behind the weights          44.2 / 40.7
+//   the same, sixteen partial sums a round (4096×4096, 50 %)                                 10.3 → 12.4
+//   owners that end with a team share its sums; masks a nibble a byte (a slower GPU)         45.1 / 39.4
+//   those two at n = 32, before 56.6 / 53.8                                                  51.7 / 49.2
+//   those two for 4096×4096, 50 %, n = 8 and 32, before 11.2 and 16.9                        10.6 and 13.1
+//   wgmma for n = 16, against 46.5 / 43.8                                                    48.5 / 45.7
+//   mma.sync for n = 32, against 55.8 / 53.1                                                 56.3 / 55.0
+//   where a warp begins looked up once                                                       44.2 / 39.2
+//   X asked for first, and for n ≤ 16 by plain copies: no difference beyond the GPUs' own
 // Next: three warps a scheduler, which needs rings of 48 rows; blocks of half the shared memory so that
-// launches overlap; first places and pieces known to the host.
+// launches overlap; less under way at the start of a small matrix.
 #include <algorithm>
 #include <type_traits>
 
