@@ -7,6 +7,21 @@
 #include "kernels/cuda/spmm_prefill.h"
 
 namespace spinfer::cuda {
+namespace {
+
+/// The most tokens for which the fused kernel is faster than the scratch. Share of cuBLAS's speed at 50 / 60
+/// / 70 % zeros on an H200, geometric mean of nine large matrices
+/// (scripts/results/h200_linear_prefill.json):
+///   tokens       128          256          512          1024         2048
+///   fused    .78 .79 .79  .78 .81 .87  .75 .76 .84  .74 .78 .85  .75 .78 .84
+///   scratch  .38 .39 .40  .48 .49 .50  .63 .65 .66  .77 .78 .79  .87 .88 .88
+/// At 50 % they meet below 1024; a chunk's rows tell how dense it is, 12 a block at 50 %, 9 at 60 %.
+int fused_tokens(const LinearProblem& p) {
+  const int blocks = StripShape{p.m, p.k, p.chunks}.max_chunk_blocks();
+  return 2 * p.max_chunk_rows > 21 * blocks ? 896 : 1024;
+}
+
+}  // namespace
 
 std::string_view to_string(LinearKernel kernel) {
   switch (kernel) {
@@ -42,14 +57,8 @@ bool can_run(LinearKernel kernel, const LinearProblem& p, const GpuFacts& gpu) {
 }
 
 LinearKernel choose_linear_kernel(const LinearProblem& p, const GpuFacts& gpu) {
-  // Share of cuBLAS's speed at 50 / 70 % zeros on an H200, geometric mean of nine large matrices
-  // (scripts/results/h200_linear_prefill.json):
-  //   tokens     128        256        512        1024       2048
-  //   fused    .80 .84    .84 .91    .78 .84    .79 .86    .80 .85
-  //   scratch  .36 .39    .47 .49    .62 .65    .77 .79    .86 .88
-  constexpr int kFusedTokens = 1024;
   std::array kinds{LinearKernel::dense, LinearKernel::stream, LinearKernel::smbd};
-  if (p.n > kFusedTokens) {
+  if (p.n > fused_tokens(p)) {
     kinds = {LinearKernel::dense, LinearKernel::scratch, LinearKernel::fused};
   } else if (p.n > kDecodeTokens) {
     kinds = {LinearKernel::dense, LinearKernel::fused, LinearKernel::scratch};

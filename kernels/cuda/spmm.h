@@ -15,11 +15,21 @@ namespace spinfer::cuda {
 
 class Context;
 
+/// Where a multiplying warp of a thread block begins: found once, as looking it up would be the first two
+/// microseconds of every launch.
+struct alignas(16) RunStart {
+  uint32_t record;        ///< of its first chunk, in units of 16 bytes among the records
+  uint32_t record_bytes;  ///< 0: the block has no strip for this warp
+  uint32_t row;           ///< of its first piece, among all strips' rows
+  uint32_t pieces;        ///< from there on that the run needs of the first strip
+};
+
 /// A weight in the device layout. `Linear::layout` points to one of these (host memory) where a GPU weight
 /// has it.
 struct StripStream {
-  StripStreamView view;      ///< device pointers
-  int64_t device_bytes = 0;  ///< all of it
+  StripStreamView view;            ///< device pointers
+  const RunStart* runs = nullptr;  ///< [thread block][warp], device
+  int64_t device_bytes = 0;        ///< all of it
   std::vector<std::shared_ptr<const void>> storage;
 };
 
@@ -28,6 +38,11 @@ struct StripStream {
 StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& device_matrix);
 /// The same with a cut of the caller's, for tests and tuning.
 StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& device_matrix, int chunks);
+
+/// `StripStream::runs` of a layout: bytes of device memory, and a kernel on the context's stream that writes
+/// them.
+size_t run_start_bytes(const StripShape& shape, const GpuFacts& gpu);
+void find_run_starts(Context& context, const StripStreamView& view, RunStart* runs);
 
 /// One multiplication. Device pointers.
 struct SpmmArgs {

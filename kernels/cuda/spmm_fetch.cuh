@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/ptx_cluster.cuh"
 #include "kernels/cuda/ptx_hopper.cuh"
 #include "kernels/cuda/spmm_shared.cuh"
 
@@ -15,11 +16,14 @@ struct RecordFeed {
   int left;
   int64_t to_next_team;  // from a strip's end to the beginning of the warp's next
 
-  __device__ RecordFeed(const Problem& p, int strip, int units, const ChunkWalk& walk)
-      : from(p.records + strip * p.record_bytes + record_begin(p, walk.chunk)),
+  /// `walk` is at the first chunk, whose record `start` has brought.
+  __device__ RecordFeed(const Problem& p, const RunStart& start, int units, const ChunkWalk& walk)
+      : from(p.records + int64_t(start.record) * 16),
         walk(walk),
         left(units),
-        to_next_team((kSpmmWarps - 1) * p.record_bytes) {}
+        to_next_team((kSpmmWarps - 1) * p.record_bytes) {
+    if (left > 0) go_on(p, start.record_bytes);
+  }
   /// What was in the slot must have been read by all lanes.
   __device__ void bring_next(const Problem& p, uint32_t warp_map, uint32_t slot, uint64_t policy) {
     if (left == 0) return;
@@ -31,6 +35,11 @@ struct RecordFeed {
           warp_map + uint32_t(offsetof(WarpMap, record)) + slot * uint32_t(sizeof(WarpMap::record[0])), from,
           bytes, full, policy);
     }
+    go_on(p, bytes);
+  }
+
+ private:
+  __device__ void go_on(const Problem& p, uint32_t bytes) {
     from += bytes;
     --left;
     if (walk.next(p)) [[unlikely]] {
@@ -49,30 +58,32 @@ struct PieceFeed {
   int next_strip;  // the one after that
   int last_strip;  // the run's last
   int end_chunk;   // of the last strip, exclusive
-  uint32_t brought = 0;
+  uint32_t brought;
 
-  __device__ PieceFeed(const Problem& p, int strip, int begin_chunk, int last_strip, int end_chunk)
-      : next_strip(strip), last_strip(last_strip), end_chunk(end_chunk) {
-    find(p, begin_chunk, from, left);
-    find(p, 0, next_from, next_left);
-  }
-  /// Where the pieces of `next_strip` lie, from a chunk's first on.
-  __device__ void find(const Problem& p, int begin_chunk, const uint8_t*& at, uint32_t& count) {
-    count = 0;
+  /// `start` has brought the first piece.
+  __device__ PieceFeed(const Problem& p, const RunStart& start, int strip, int last_strip, int end_chunk)
+      : from(p.values + int64_t(start.row) * kTrackRowBytes + kPieceBytes),
+        left(max(start.pieces, 1u) - 1),
+        next_strip(strip + kSpmmWarps),
+        last_strip(last_strip),
+        end_chunk(end_chunk),
+        brought(min(start.pieces, 1u)) {}
+  /// Looks up where the pieces of `next_strip` lie.
+  __device__ void look_ahead(const Problem& p) {
+    next_left = 0;
     if (next_strip > last_strip) return;
-    const uint8_t* records = p.records + next_strip * p.record_bytes;
     const StripPlace place = p.places[next_strip];
-    uint32_t begin = 0, end = place.pieces;
-    if (begin_chunk > 0)
-      begin =
-          reinterpret_cast<const ChunkHead*>(records + record_begin(p, begin_chunk))->first_row / kPieceRows;
-    if (next_strip == last_strip && end_chunk < p.shape.chunks) {
-      const auto* after = reinterpret_cast<const ChunkHead*>(records + record_begin(p, end_chunk));
-      end = after->first_row / kPieceRows + (after->waits >> 4);
-    }
-    at = p.values + int64_t(place.row + begin * kPieceRows) * kTrackRowBytes;
-    count = end - begin;
+    next_left = place.pieces;
+    if (next_strip == last_strip) next_left = pieces_before(p, next_strip, end_chunk, place);
+    next_from = p.values + int64_t(place.row) * kTrackRowBytes;
     next_strip += kSpmmWarps;
+  }
+  /// Pieces that a strip's chunks before `chunk` need.
+  __device__ static uint32_t pieces_before(const Problem& p, int strip, int chunk, const StripPlace& place) {
+    if (chunk == p.shape.chunks) return place.pieces;
+    const auto* after =
+        reinterpret_cast<const ChunkHead*>(p.records + strip * p.record_bytes + record_begin(p, chunk));
+    return after->first_row / kPieceRows + (after->waits >> 4);
   }
   /// The slot's last piece must have been read by all lanes. Of this strip only.
   __device__ void bring_next(uint32_t warp_map, uint64_t policy) {
@@ -94,23 +105,54 @@ struct PieceFeed {
     if (left > 0 || next_left == 0) return;
     from = next_from;
     left = next_left;
-    find(p, 0, next_from, next_left);
+    look_ahead(p);
 #pragma unroll 1
     while (left > 0 && brought - given_up < kRingPieces) bring_next(warp_map, policy);
   }
 };
 static_assert(offsetof(WarpMap, ring) == 0);
 
+/// The first record and piece of a run, as early as can be.
+__device__ inline void bring_first(const Problem& p, const RunStart& start, uint32_t warp_map,
+                                   uint64_t policy) {
+  if (start.record_bytes == 0 || !ptx::elect_one()) return;
+  const uint32_t record_full = warp_map + uint32_t(offsetof(WarpMap, record_full));
+  ptx::barrier_arrive_expect(record_full, start.record_bytes);
+  ptx::copy_bulk(warp_map + uint32_t(offsetof(WarpMap, record)), p.records + int64_t(start.record) * 16,
+                 start.record_bytes, record_full, policy);
+  const uint32_t piece_full = warp_map + uint32_t(offsetof(WarpMap, piece_full));
+  ptx::barrier_arrive_expect(piece_full, kPieceBytes);
+  ptx::copy_bulk(warp_map, p.values + int64_t(start.row) * kTrackRowBytes, kPieceBytes, piece_full, policy);
+}
+
+/// Where the warp's part of a block's run begins.
+__device__ inline RunStart run_start(const Problem& p, int block, int warp) {
+  const int begin = first_unit(p, block), end = min(first_unit(p, block + 1), end_of_strips(p, warp));
+  if (begin >= end) return {};
+  const int team = begin / p.shape.chunks, chunk = begin - team * p.shape.chunks;
+  const int strip = team * kSpmmWarps + warp;
+  const int64_t record = strip * p.record_bytes + record_begin(p, chunk);
+  const auto* head = reinterpret_cast<const ChunkHead*>(p.records + record);
+  const StripPlace place = p.places[strip];
+  const uint32_t first = head->first_row / kPieceRows;
+  const uint32_t last =
+      PieceFeed::pieces_before(p, strip, min(p.shape.chunks, end - team * p.shape.chunks), place);
+  return {uint32_t(record / 16), uint32_t(sizeof(ChunkHead)) + head->blocks * uint32_t(kMaskRowBytes),
+          place.row + first * kPieceRows, last - first};
+}
+
 /// Arrivals of a warp at X's barriers: one, or where ordinary stores bring X all its lanes', each for its own
 /// accesses (racecheck follows nothing less).
 __device__ inline uint32_t x_arrivals(const Problem& p) {
-  return p.x_by_box ? 1 : 32;
+  return p.x_by_copy ? 1 : 32;
 }
 
 /// The producer warp: brings X, stage by stage, for all units of the block.
 template <int kN>
-__device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedMap<kN>& shared,
-                               ChunkWalk walk, int units, int lane) {
+__device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedMap<kN>& shared, int lane) {
+  const int begin = first_unit(p, int(blockIdx.x)), units = first_unit(p, int(blockIdx.x) + 1) - begin;
+  ChunkWalk walk(p, begin - int(p.by_chunks.divide(uint32_t(begin))) * p.shape.chunks);
+  const uint64_t policy = ptx::evict_normal_policy();
   ptx::wait_for_previous_grids();
   int stage = 0;
   uint32_t parity = 1;  // the stages begin empty
@@ -121,11 +163,20 @@ __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedM
       const int count = min(p.x_blocks, last - block);
       const uint32_t full = ptx::shared_address(&shared.x_full[stage]);
       ptx::barrier_wait(ptx::shared_address(&shared.x_empty[stage]), parity);
-      if (p.x_by_box) {
+      uint8_t* to = shared.x[stage];
+      if (p.x_by_copy) {
         if (lane == 0) {
-          ptx::barrier_arrive_expect(full, count * kN * 128);
-          for (int i = 0; i < count; ++i) {
-            ptx::copy_box(ptx::shared_address(shared.x[stage][i]), map, (block + i) * kBlockColumns, 0, full);
+          if constexpr (kUseWgmma<kN>) {
+            ptx::barrier_arrive_expect(full, count * kN * 128);
+            for (int i = 0; i < count; ++i)
+              ptx::copy_box(ptx::shared_address(to + i * kN * 128), map, (block + i) * kBlockColumns, 0,
+                            full);
+          } else {  // what lies in the rows of tokens that do not exist touches no other token
+            ptx::barrier_arrive_expect(full, p.n * count * 128);
+            const __half* from = p.x + block * kBlockColumns;
+#pragma unroll 1
+            for (int token = 0; token < p.n; ++token, from += p.shape.k)
+              ptx::copy_bulk(ptx::shared_address(to + token * kXPitch), from, count * 128, full, policy);
           }
         }
       } else {
@@ -133,8 +184,9 @@ __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedM
           const int col = i % kBlockColumns, token = i / kBlockColumns % kN, b = i / kBlockColumns / kN;
           const int64_t k = int64_t(block + b) * kBlockColumns + col;
           const bool inside = token < p.n && k < p.shape.k;
-          auto* row = reinterpret_cast<__half*>(shared.x[stage][b] + token * 128);
-          row[(col / 8 ^ token % 8) * 8 + col % 8] = inside ? p.x[token * p.shape.k + k] : __half(0.0f);
+          const int at = kUseWgmma<kN> ? (b * kN + token) * 128 + ((col / 8 ^ token % 8) * 8 + col % 8) * 2
+                                       : token * kXPitch + (b * kBlockColumns + col) * 2;
+          *reinterpret_cast<__half*>(to + at) = inside ? p.x[token * p.shape.k + k] : __half(0.0f);
         }
         ptx::fence_async_proxy();  // wgmma reads what ordinary stores wrote
         ptx::barrier_arrive(full);

@@ -7,8 +7,8 @@
 //            dense weights never exist outside registers.
 // Grid       clusters of two blocks, one block an SM: a warpgroup that brings what kGroups others multiply. A
 //            cluster's tile is 128·kGroups rows × n_tile tokens: warpgroup w of block b owns rows
-//            64·(kGroups·b + w) … +64, its warp i the tier of
-//            rows 16·i … +16: two warps share a strip.
+//            64·(kGroups·b + w) … +64, its warp i the
+//            tier of rows 16·i … +16: two warps share a strip.
 // Step       32 columns: two TCTiles a warp are assembled, the values of the next two asked for, and two
 //            wgmmas of 16 columns issued; then the step before must be done. The ring of X stages is
 //            unrolled, so that stages, barriers and operand descriptors are constants or uniform registers; a
@@ -31,15 +31,21 @@
 //            12288², 50 % (scripts/results/h200_prefill_steps.json): a step takes 426 clocks at 128 tokens
 //            (256 of the tensor cores; waiting for chunks 9, for X 3) and 635 at 256 (512; 11 and 45); start,
 //            partial sums and output take 12 to 17 µs.
-// Tried      what helped: the epilogue through movmatrix instead of shuffles and moving registers; asking for
+// Tried      what helped: the epilogue through movmatrix, and whole sectors of y at a time; asking for
 //            X before decoding (barrier_test) rather than waiting after it; three warpgroups for 128 tokens;
 //            two copies of the decoder's tables, so that they stay in ordinary registers; the unrolled ring
 //            and undrained chunks; all the registers the producers can do without.
 //            What did not (the same file): decoding between the wgmmas of a step; a wgmma a step; steps of 64
 //            columns, for which the tensor cores wait longer; one warp for X and, paced, for chunks; chunks
 //            by ordinary asynchronous copies instead of bulk copies; holding the second chunk back at the
-//            start. Leaving decoding out gains little at 256 tokens, leaving out X or W a fifth: what arrives
-//            and what is multiplied get in each other's way.
+//            start; two or four blocks of a cluster with the same rows, each decoding some of them into
+//            shared memory for all (both operands of wgmma there); from 512 tokens on, one kernel that
+//            decodes to a scratch and multiplies from it, by whole SMs each (clocks do not rise for the fewer
+//            that multiply) or decoding by idle warps of all SMs: 0.86 at 2048 tokens, as the scratch, 0.91
+//            and 0.94 where the tiles fill whole waves (12288², 8192×28672), less than the fused kernel
+//            below. Leaving decoding out gains little at 256 tokens, leaving out X or W a fifth: what arrives
+//            and what is multiplied get in each other's way. Beside wgmmas at full rate, an instruction of a
+//            decoding warp takes a clock or two of its scheduler's tensor core.
 #include <cuda.h>
 
 #include "kernels/check.h"

@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/epilogue.cuh"
 #include "kernels/cuda/nibble_decoder.cuh"
+#include "kernels/cuda/spmm.h"
 #include "kernels/cuda/spmm_plan.h"
 #include "kernels/format/strip_stream.h"
 
@@ -37,6 +38,7 @@ struct Problem {
   const uint8_t* records;
   const StripPlace* places;
   const uint8_t* values;
+  const RunStart* runs;
   int strips;
   int blocks;         // per strip; a chunk has blocks / chunks of them or one more
   int fewest_blocks;  // blocks / chunks
@@ -46,7 +48,7 @@ struct Problem {
   FastDivisor by_grid, by_chunks;
   int x_blocks;  // of X in a stage; a chunk's stages are about even
   int n;
-  bool x_by_box;    // X through the tensor map; otherwise element by element
+  bool x_by_copy;   // X by bulk copies; otherwise element by element
   const __half* x;  // [n][k]
   Epilogue epilogue;
   void* y;  // [n][m]
@@ -61,10 +63,24 @@ inline constexpr int kXBlocks = kN <= 16 ? kMaxChunkBlocks : 128 / kN;
 template <int kN>
 inline constexpr int kXStages = 3;
 
+/// What multiplies a stage of X, and how it lies there. For few tokens mma.sync, so that warps need not meet:
+/// a row a token, whose pitch keeps ldmatrix free of bank conflicts, brought by plain copies: a tensor map
+/// would have to be fetched first, and X would come behind the first weights. Otherwise wgmma: blocks of 64
+/// columns, [token][64 columns], 128-byte swizzle, by tensor copies.
+template <int kN>
+inline constexpr bool kUseWgmma = kN >= 32;
+inline constexpr int kXPitch = kMaxChunkBlocks * kBlockColumns * 2 + 16;
+template <int kN>
+inline constexpr int kXStageBytes = kUseWgmma<kN> ? kXBlocks<kN>* kN * 128 : kN* kXPitch;
+
 /// One more warp brings X. Where the others need more registers than that many warps can have each, it takes
 /// a warpgroup of its own, which gives its registers away.
 template <int kN>
 inline constexpr bool kSpareRegisters = kN >= 16;
+template <int kN>
+inline constexpr int kSpareWarpRegisters = kN == 64 ? 24 : 40;
+template <int kN>
+inline constexpr int kMultiplyRegisters = kN == 64 ? 240 : 232;
 template <int kN>
 inline constexpr int kThreads = (kSpmmWarps + (kSpareRegisters<kN> ? 4 : 1)) * 32;
 
@@ -79,7 +95,7 @@ struct alignas(128) WarpMap {
 
 template <int kN>
 struct SharedMap {
-  alignas(1024) uint8_t x[kXStages<kN>][kXBlocks<kN>][kN * 128];  // [token][64 columns], 128-byte swizzle
+  alignas(1024) uint8_t x[kXStages<kN>][kXStageBytes<kN>];
   WarpMap warp[kSpmmWarps];  // behind the last record lanes read on, by a row of masks
   NibbleTable table;
   uint64_t x_full[kXStages<kN>];
@@ -100,6 +116,12 @@ __device__ inline int block_begin(const Problem& p, int chunk) {
 }
 __device__ inline int64_t record_begin(const Problem& p, int chunk) {
   return int64_t(chunk) * int64_t(sizeof(ChunkHead)) + int64_t(block_begin(p, chunk)) * kMaskRowBytes;
+}
+
+/// Of the last team some strips may not exist; their warps only let X pass. Where such a warp's units would
+/// end that has them.
+__device__ inline int end_of_strips(const Problem& p, int warp) {
+  return (p.strips - warp + kSpmmWarps - 1) / kSpmmWarps * p.shape.chunks;
 }
 
 /// Walks a strip's chunks, round and round. StripShape::chunk_blocks without its divisions.

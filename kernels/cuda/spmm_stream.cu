@@ -14,10 +14,10 @@
 // Pipeline  A warp refills its own ring by bulk copies as the heads say (StripCursor::pass), its records
 //           chunk by chunk, and enters a chunk while it still multiplies the one before: only the streams'
 //           tracks and places change there. Half a block's values are on their way from shared memory while
-//           the half before is multiplied, its table entries while that one is assembled. X: bulk tensor
-//           copies on an mbarrier ring. n ≤ 16: mma.sync with ldmatrix, warps need not meet; n > 16: wgmma, X
-//           is read by the tensor cores. Weights stream before griddepcontrol.wait; X, residual, y and the
-//           partial sums are touched after it.
+//           the half before is multiplied, its table entries while that one is assembled. X: bulk copies
+//           on an mbarrier ring. n ≤ 16: mma.sync with ldmatrix, warps need not meet; n > 16: wgmma, X is
+//           read by the tensor cores. Where a warp's run begins stands in a table (RunStart). Weights stream
+//           before griddepcontrol.wait; X, residual, y and the partial sums are touched after it.
 // Split     A team's sums are added in block order (TeamSums): bitwise reproducible, and since neither cut
 //           nor grid depends on n, a token's result does not depend on the batch.
 //
@@ -32,8 +32,8 @@
 //           issue slots: fixed latencies, as two warps a scheduler are too few to cover them, and no more
 //           rings fit. Leaving out mma.sync gains 4.5 µs of 41 (70 %, n = 8), the four prmt 4.3, one of the
 //           two window loads 2.6, the table's loads 0.8. Each step of n brings X's bytes: at n = 64 they are
-//           two thirds of the weights'. Small matrices: 3 µs until the first weights and X are there, 2 for
-//           the split's sums.
+//           two thirds of the weights'. Small matrices: half of a 4096×4096's 10.5 µs pass before the first
+//           product, while all of it is on its way into the rings; some 2 are the split's sums.
 //
 // What was tried (12288×12288, µs at 50 % / 70 %; n = 8 unless said; h200_decode_steps.json from "two tiers"
 // on):
@@ -52,16 +52,19 @@
 //   50.9 / 47.9 → 52.8 / 52.4)                                                      48.3 / 44.0 → 48.4 / 47.2
 //   four feeding warps, a stage of all strips' rows for each block of columns, two strips a
 //   warp: a loop of 37 instructions a tile, but a stage takes its feeder a microsecond       72.4 / 71.1
-//   two tiers a warp, their values side by side: one ring, head and X for both            48.3 / 44.0 → 46.7
-//   / 43.5 one branch a block for all that is rare, shifts before it, loads and permutes after       46.7
-//   / 42.0 sums by value instead of tickets and fences, X's first copies not behind the weights'     44.2
-//   / 40.7 the owners that end with a team share its sums; masks a nibble a byte (slower GPU)        45.1
-//   / 39.4 the last two at n = 32: 56.6 / 53.8 → 51.7 / 49.2; 4096×4096, 50 %, n = 8: 11.2 → 10.6, n =
-//   32: 16.9 → 13.1 wgmma for n ≤ 16, at n = 16 against 46.5
-//   / 43.8                                           48.5 / 45.7 mma.sync for n = 32 against 55.8 / 53.1 56.3
-//   / 55.0 sixteen partial sums a round instead of eight (4096×4096, 50 %, n = 8: 10.3 → 12.4)
+//   two tiers a warp, their values side by side: one ring, head and X for both               46.7 / 43.5
+//   one branch a block for all that is rare, shifts before it, loads and permutes after      46.7 / 42.0
+//   sums by value instead of tickets and fences, X not asked for behind the weights          44.2 / 40.7
+//   the same, sixteen partial sums a round (4096×4096, 50 %)                                 10.3 → 12.4
+//   owners that end with a team share its sums; masks a nibble a byte (a slower GPU)         45.1 / 39.4
+//   those two at n = 32, before 56.6 / 53.8                                                  51.7 / 49.2
+//   those two for 4096×4096, 50 %, n = 8 and 32, before 11.2 and 16.9                        10.6 and 13.1
+//   wgmma for n = 16, against 46.5 / 43.8                                                    48.5 / 45.7
+//   mma.sync for n = 32, against 55.8 / 53.1                                                 56.3 / 55.0
+//   where a warp begins looked up once                                                       44.2 / 39.2
+//   X asked for first, and for n ≤ 16 by plain copies: no difference beyond the GPUs' own
 // Next: three warps a scheduler, which needs rings of 48 rows; blocks of half the shared memory so that
-// launches overlap; first places and pieces known to the host.
+// launches overlap; less under way at the start of a small matrix.
 #include <algorithm>
 #include <type_traits>
 
@@ -108,9 +111,6 @@ struct XStage {
     }
   }
 };
-
-template <int kN>
-inline constexpr bool kUseWgmma = kN >= 32;
 
 /// Where a strip's products are added up. mma.sync alternates between two: the next that adds to the same
 /// registers is then half a block away, and nothing waits for it.
@@ -169,11 +169,10 @@ struct WarpMultiplier {
   uint32_t x;  // this lane's row of X for ldmatrix
   uint32_t b[kN / 8][4];
 
-  __device__ WarpMultiplier(uint32_t x_stage, int lane)
-      : x(x_stage + lane % 8 * 128 + (lane / 8 ^ lane % 8) * 16) {}
+  __device__ WarpMultiplier(uint32_t x_stage, int lane) : x(x_stage + lane % 8 * kXPitch + lane / 8 * 16) {}
   __device__ void load(int pair) {
 #pragma unroll
-    for (int i = 0; i < kN / 8; ++i) ptx::load_matrix_x4(b[i], (x ^ pair * 64) + i * 1024);
+    for (int i = 0; i < kN / 8; ++i) ptx::load_matrix_x4(b[i], x + pair * 64 + i * 8 * kXPitch);
   }
   __device__ void multiply(Accumulators<kN>& acc, const uint32_t (&a)[kStripTiers][8], int) const {
 #pragma unroll
@@ -187,7 +186,7 @@ struct WarpMultiplier {
     }
   }
   __device__ void next_block() {
-    x += kN * 128;
+    x += kBlockColumns * 2;
   }
 };
 
@@ -224,16 +223,13 @@ struct StripCursor {
     uint32_t starts, first_row, counts, masks[kStripTiers];
   } head;  // of the chunk to enter next
 
-  /// The first record and piece, and when all warps have asked for theirs the rest: memory takes some 5 µs
-  /// for all of it, and would serve the first warps whole before the last ones begin.
-  __device__ void begin_fill(const Problem& p) {
-    records.bring_next(p, map, 0, policy);
-    pieces.bring_next(map, policy);
-  }
-  __device__ void end_fill(const Problem& p) {
+  /// What `bring_first` has left, when all warps have asked for that: memory takes some 5 µs for all of it,
+  /// and would serve the first warps whole before the last ones begin.
+  __device__ void fill(const Problem& p) {
     records.bring_next(p, map, 1, policy);
 #pragma unroll 1
     for (int i = 1; i < kRingPieces; ++i) pieces.bring_next(map, policy);
+    pieces.look_ahead(p);
   }
   __device__ uint32_t record_address(uint32_t which) const {
     return map + uint32_t(offsetof(WarpMap, record)) + (which & 1) * uint32_t(sizeof(WarpMap::record[0]));
@@ -304,7 +300,7 @@ __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decode
   uint32_t mask = events + uint32_t(sizeof(ChunkHead) - offsetof(ChunkHead, events)) + 8 * lane;
   for (int left = int(cursor.head.counts >> 16 & 255u); left > 0;) {
     int in_stage = kOneStage ? left : min(p.x_blocks, left);
-    Multiplier multiplier(x_stages + x.stage * uint32_t(sizeof(SharedMap<kN>::x[0])), lane);
+    Multiplier multiplier(x_stages + x.stage * kXStageBytes<kN>, lane);
     x.wait();
 #pragma unroll 1
     do {
@@ -354,7 +350,7 @@ __device__ void pass_chunk(const Problem& p, uint32_t x_stages, int blocks, XSta
     x.wait();
     if constexpr (kUseWgmma<kN>) {
       const uint32_t zeros[kStripTiers][8] = {};
-      WarpgroupMultiplier<kN> multiplier(x_stages + x.stage * uint32_t(sizeof(SharedMap<kN>::x[0])), lane);
+      WarpgroupMultiplier<kN> multiplier(x_stages + x.stage * kXStageBytes<kN>, lane);
 #pragma unroll 1
       for (int i = 2 * min(p.x_blocks, blocks - block); i > 0; --i) {
         multiplier.multiply(acc, zeros, i % 2);
@@ -541,50 +537,51 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   ptx::let_next_grid_start();
   const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0);  // known to be uniform
   const int lane = int(threadIdx.x) % 32;
-  const int begin = first_unit(p, int(blockIdx.x)), end = first_unit(p, int(blockIdx.x) + 1);
-  int team = int(p.by_chunks.divide(uint32_t(begin)));
-  ChunkWalk walk(p, begin - team * p.shape.chunks);
-  if (warp >= kSpmmWarps) {
-    if constexpr (kSpareRegisters<kN>) ptx::registers_down<24>();
+  if (warp >= kSpmmWarps) {  // X takes longest to come
     if (warp == kSpmmWarps) {
       if (lane == 0) {
-        if (p.x_by_box) ptx::prefetch_map(&x_map);
+        if (kUseWgmma<kN> && p.x_by_copy) ptx::prefetch_map(&x_map);
         for (int i = 0; i < kXStages<kN>; ++i) {
           ptx::barrier_init(ptx::shared_address(&shared.x_full[i]), x_arrivals(p));
           ptx::barrier_init(ptx::shared_address(&shared.x_empty[i]), kSpmmWarps * x_arrivals(p));
         }
       }
-      shared.table.fill(lane);
       ptx::barrier_init_fence();
+      __syncwarp();
     }
-    ptx::named_barrier_arrive(kStartBarrier, kThreads<kN>);  // X's barriers and the table are there
-    if (warp == kSpmmWarps) bring_x<kN>(p, &x_map, shared, walk, end - begin, lane);
+    ptx::named_barrier_arrive(kStartBarrier, kThreads<kN>);  // X's barriers are there
+    if constexpr (kSpareRegisters<kN>) ptx::registers_down<kSpareWarpRegisters<kN>>();
+    if (warp == kSpmmWarps) bring_x<kN>(p, &x_map, shared, lane);
     return;
   }
-  if constexpr (kSpareRegisters<kN>) ptx::registers_up<240>();
+  if constexpr (kSpareRegisters<kN>) ptx::registers_up<kMultiplyRegisters<kN>>();
 
-  // Of the last team some strips may not exist; their warps only let X pass.
-  const int whole_teams = (p.strips - warp + kSpmmWarps - 1) / kSpmmWarps;  // that have this warp's strip
-  const int own_end = max(begin, min(end, whole_teams * p.shape.chunks));
   const uint32_t map = once(ptx::shared_address(&shared.warp[warp]));
+  const uint64_t policy = ptx::evict_first_policy();
+  const RunStart start = p.runs[int(blockIdx.x) * kSpmmWarps + warp];
   if (lane == 0) {
     for (int i = 0; i < kRingPieces + 2; ++i)
       ptx::barrier_init(map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * i, 1);
   }
   ptx::barrier_init_fence();
   __syncwarp();  // its barriers before the warp's copies
-  const int last_team = own_end > begin ? int(p.by_chunks.divide(uint32_t(own_end - 1))) : -1;
-  StripCursor cursor{.records = RecordFeed(p, team * kSpmmWarps + warp, own_end - begin, walk),
-                     .pieces = PieceFeed(p, team * kSpmmWarps + warp, walk.chunk,
-                                         last_team * kSpmmWarps + warp, own_end - last_team * p.shape.chunks),
-                     .policy = ptx::evict_first_policy(),
-                     .map = map};
-  cursor.begin_fill(p);
+  bring_first(p, start, map, policy);
+  if (warp == 0) shared.table.fill(lane);
+  const int begin = first_unit(p, int(blockIdx.x)), end = first_unit(p, int(blockIdx.x) + 1);
+  int team = int(p.by_chunks.divide(uint32_t(begin)));
+  ChunkWalk walk(p, begin - team * p.shape.chunks);
   ptx::named_barrier(kStartBarrier, kThreads<kN>);  // X's barriers and the table before anyone uses them
-  cursor.end_fill(p);
+  const int own_end = max(begin, min(end, end_of_strips(p, warp)));
+  const int last_team = own_end > begin ? int(p.by_chunks.divide(uint32_t(own_end - 1))) : -1;
+  StripCursor cursor{.records = RecordFeed(p, start, own_end - begin, walk),
+                     .pieces = PieceFeed(p, start, team * kSpmmWarps + warp, last_team * kSpmmWarps + warp,
+                                         own_end - last_team * p.shape.chunks),
+                     .policy = policy,
+                     .map = map};
+  cursor.fill(p);
   const uint32_t x_stages = once(ptx::shared_address(shared.x));
   const Decoder decoder(x_stages + uint32_t(offsetof(SharedMap<kN>, table)));
-  XStage<kN> x{.full = x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)), .by_all = !p.x_by_box};
+  XStage<kN> x{.full = x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)), .by_all = !p.x_by_copy};
   Accumulators<kN> acc;
   acc.clear();
   int unit = begin;
@@ -658,18 +655,14 @@ void launch(const Problem& problem, const SpmmPlan& plan, const CUtensorMap& map
   SPINFER_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, problem, map));
 }
 
-}  // namespace
-
-void spmm_stream(Context& context, const SpmmArgs& args) {
-  const StripShape& shape = args.w.view.shape;
-  check(args.n >= 1 && args.n <= kStreamMaxTokens, "stream SpMM {}×{}: {} tokens, legal are 1 to {}", shape.m,
-        shape.k, args.n, kStreamMaxTokens);
-  const SpmmPlan plan = plan_spmm(shape, args.n, context.facts());
+/// What does not depend on the call.
+Problem problem_of(const StripStreamView& w, const SpmmPlan& plan) {
+  const StripShape& shape = w.shape;
   Problem p{};
   p.shape = shape;
-  p.records = args.w.view.records;
-  p.places = args.w.view.places;
-  p.values = args.w.view.values;
+  p.records = w.records;
+  p.places = w.places;
+  p.values = w.values;
   p.strips = int(shape.strips());
   p.blocks = shape.blocks();
   p.fewest_blocks = shape.blocks() / shape.chunks;
@@ -679,6 +672,32 @@ void spmm_stream(Context& context, const SpmmArgs& args) {
   p.by_grid = FastDivisor::make(plan.grid, plan.units * plan.grid);
   p.by_chunks =
       FastDivisor::make(shape.chunks, std::max<int64_t>(plan.units, int64_t(shape.chunks) * shape.chunks));
+  return p;
+}
+
+__global__ void run_starts_kernel(const Problem p, RunStart* runs) {
+  runs[blockIdx.x * kSpmmWarps + threadIdx.x] = run_start(p, int(blockIdx.x), int(threadIdx.x));
+}
+
+}  // namespace
+
+size_t run_start_bytes(const StripShape& shape, const GpuFacts& gpu) {
+  return size_t(plan_spmm(shape, 1, gpu).grid) * kSpmmWarps * sizeof(RunStart);
+}
+
+void find_run_starts(Context& context, const StripStreamView& view, RunStart* runs) {
+  const SpmmPlan plan = plan_spmm(view.shape, 1, context.facts());
+  run_starts_kernel<<<unsigned(plan.grid), kSpmmWarps, 0, context.stream()>>>(problem_of(view, plan), runs);
+  SPINFER_LAUNCH_CHECK("spmm run starts");
+}
+
+void spmm_stream(Context& context, const SpmmArgs& args) {
+  const StripShape& shape = args.w.view.shape;
+  check(args.n >= 1 && args.n <= kStreamMaxTokens, "stream SpMM {}×{}: {} tokens, legal are 1 to {}", shape.m,
+        shape.k, args.n, kStreamMaxTokens);
+  const SpmmPlan plan = plan_spmm(shape, args.n, context.facts());
+  Problem p = problem_of(args.w.view, plan);
+  p.runs = args.w.runs;
   const int x_room = plan.n_tile <= 16 ? kMaxChunkBlocks : 128 / plan.n_tile;
   const int x_stages = (shape.max_chunk_blocks() + x_room - 1) / x_room;
   p.x_blocks = (shape.max_chunk_blocks() + x_stages - 1) / x_stages;
@@ -690,7 +709,9 @@ void spmm_stream(Context& context, const SpmmArgs& args) {
   p.fp32_out = args.fp32_out;
   p.partials = static_cast<float4*>(context.partial_sums());
   CUtensorMap map{};
-  p.x_by_box = make_activation_map(map, args.x, args.n, shape.k, kBlockColumns, plan.n_tile);
+  p.x_by_copy = plan.n_tile <= 16
+                    ? shape.k % kBlockColumns == 0 && reinterpret_cast<uintptr_t>(args.x) % 16 == 0
+                    : make_activation_map(map, args.x, args.n, shape.k, kBlockColumns, plan.n_tile);
   switch (plan.n_tile) {
     case 8:
       return launch<8>(p, plan, map, context.stream());

@@ -459,9 +459,11 @@ StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& w, i
   }
   const size_t place_bytes = size_t(shape.strips()) * sizeof(StripPlace);
   const size_t value_bytes = size_t(made.totals.rows + kPieceRows + 1) * kTrackRowBytes;
-  const auto memory = context.allocate_shared(value_bytes + made.bytes + place_bytes);
+  const size_t run_bytes = run_start_bytes(shape, context.facts());
+  const auto memory = context.allocate_shared(value_bytes + run_bytes + made.bytes + place_bytes);
   auto* values = static_cast<uint8_t*>(memory.get());
-  uint8_t* records = values + value_bytes;
+  auto* runs = reinterpret_cast<RunStart*>(values + value_bytes);
+  uint8_t* records = values + value_bytes + run_bytes;
   auto* places = reinterpret_cast<StripPlace*>(records + made.bytes);
   const cudaStream_t stream = context.stream();
   SPINFER_CUDA_CHECK(cudaMemsetAsync(values, 0, value_bytes, stream));
@@ -471,7 +473,6 @@ StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& w, i
                  size_t(made.totals.max_chunk_rows) * kTrackRowBytes, stream>>>(w, shape, records, places,
                                                                                 values);
   SPINFER_LAUNCH_CHECK("strip stream values");
-  SPINFER_CUDA_CHECK(cudaStreamSynchronize(stream));
 
   StripStream out;
   out.view.shape = shape;
@@ -480,7 +481,10 @@ StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& w, i
   out.view.values = values;
   out.view.rows = int64_t(made.totals.rows);
   out.view.max_chunk_rows = made.totals.max_chunk_rows;
-  out.device_bytes = out.view.bytes();
+  find_run_starts(context, out.view, runs);
+  SPINFER_CUDA_CHECK(cudaStreamSynchronize(stream));
+  out.runs = runs;
+  out.device_bytes = out.view.bytes() + int64_t(run_bytes);
   out.storage = {memory};
   return out;
 }

@@ -88,6 +88,10 @@ TEST(LinearPlan, ManyTokensGoThroughTheScratch) {
   EXPECT_EQ(kernel(1024), LinearKernel::fused);
   EXPECT_EQ(kernel(1025), LinearKernel::scratch);
   EXPECT_EQ(kernel(4096), LinearKernel::scratch);
+  problem.chunks = 11;  // of 6 blocks, as at 50 % zeros
+  problem.max_chunk_rows = 70;
+  EXPECT_EQ(kernel(896), LinearKernel::fused);
+  EXPECT_EQ(kernel(1024), LinearKernel::scratch);
 }
 
 TEST(LinearPlan, ChunksTooHighForTheFusedKernelAreScratched) {
