@@ -32,11 +32,11 @@ struct EmbedArgs {
   Half* out;                ///< [n][d]
 };
 
-/// h += delta (rounded to fp16: the residual stream), then out = norm(h)·gain + bias. Statistics from the
-/// rounded h.
+/// h += delta, summed over the ranks before where it says so (rounded to fp16: the residual stream), then out
+/// = norm(h)·gain + bias. Statistics from the rounded h.
 struct AddNormArgs {
-  Half* h;            ///< [n][d], updated where delta is given
-  const Half* delta;  ///< [n][d], or null
+  Half* h;      ///< [n][d], updated where delta is given
+  Half* delta;  ///< [n][d], or null
   NormKind kind;
   const Half* gain;  ///< [d]; null = 1
   const Half* bias;  ///< [d], or null
@@ -44,6 +44,9 @@ struct AddNormArgs {
   int n;
   int d;
   Half* out;  ///< [n][d]; may be h itself (post-norm), or null: only the addition
+  /// delta is this rank's part of a sum over the ranks, taken as by all_reduce; what it holds afterwards is
+  /// unspecified. Every rank of the group calls it.
+  bool sum_delta = false;
 };
 
 /// y = act(W·x + b) + residual.

@@ -5,7 +5,7 @@
 
 namespace spinfer {
 
-void ForwardPass::add_norm(const Half* delta, const NormWeights& norm, Half* out) const {
+void ForwardPass::add_norm(Half* delta, const NormWeights& norm, Half* out) const {
   ops().add_norm(context(), {.h = workspace.h.data(),
                              .delta = delta,
                              .kind = model.config.norm,
@@ -14,7 +14,8 @@ void ForwardPass::add_norm(const Half* delta, const NormWeights& norm, Half* out
                              .eps = model.config.norm_eps,
                              .n = batch.n,
                              .d = int(model.config.hidden_size),
-                             .out = out});
+                             .out = out,
+                             .sum_delta = model.shard.world > 1});
 }
 
 void ForwardPass::linear(const LinearWeight& w, const Half* x, Half* y, Activation act) const {
@@ -50,7 +51,6 @@ void ForwardPass::attention(int index, const Half* x, Half* delta) const {
                               .scale = 1 / std::sqrt(float(head_dim)),
                               .out = workspace.attn.data()});
   linear(layer.attn_out, workspace.attn.data(), delta);
-  ops().all_reduce(context(), delta, int64_t{batch.n} * model.config.hidden_size);
 }
 
 void ForwardPass::mlp(const LayerWeights& layer, const Half* x, Half* delta) const {
@@ -68,10 +68,9 @@ void ForwardPass::mlp(const LayerWeights& layer, const Half* x, Half* delta) con
     linear(layer.mlp_in, x, inner, act);
   }
   linear(layer.mlp_out, inner, delta);
-  ops().all_reduce(context(), delta, int64_t{batch.n} * model.config.hidden_size);
 }
 
-const Half* ForwardPass::pre_norm_layer(int index, const Half* delta) const {
+Half* ForwardPass::pre_norm_layer(int index, Half* delta) const {
   const LayerWeights& layer = model.layers[size_t(index)];
   add_norm(delta, layer.attn_norm, workspace.x.data());
   attention(index, workspace.x.data(), workspace.delta.data());
@@ -129,7 +128,7 @@ void forward_layer(Device& device, const Model& model, int index, const ForwardB
                    const KvCacheView& kv, Workspace& workspace, const LinearObserver& observer) {
   const ForwardPass pass{device, model, batch, kv, workspace, &observer};
   if (!model.config.norm_before) return post_norm_layer_opt(pass, index);
-  const Half* delta = pass.pre_norm_layer(index, nullptr);
+  Half* delta = pass.pre_norm_layer(index, nullptr);
   pass.add_norm(delta, {}, nullptr);  // h as the next layer's norm would leave it
 }
 

@@ -18,18 +18,19 @@ struct ForwardPass {
   const Backend& ops() const { return device.ops(); }
   DeviceContext& context() const { return device.context(); }
 
-  /// h += delta (if given); out = norm(h). Without `norm` (no gain, no final norm) see AddNormArgs.
-  void add_norm(const Half* delta, const NormWeights& norm, Half* out) const;
+  /// h += delta summed over the ranks (if given); out = norm(h). Without `norm` (no gain, no final norm) see
+  /// AddNormArgs.
+  void add_norm(Half* delta, const NormWeights& norm, Half* out) const;
   /// y = act(W·x + b) for all tokens.
   void linear(const LinearWeight& w, const Half* x, Half* y, Activation act = Activation::none) const;
-  /// delta = attention block of layer `index` on x [n][d]: QKV, rotation, cache, attention, output
-  /// projection, all-reduce.
+  /// delta = this rank's part of the attention block of layer `index` on x [n][d]: QKV, rotation, cache,
+  /// attention, output projection.
   void attention(int index, const Half* x, Half* delta) const;
-  /// delta = MLP block of a layer on x [n][d], all-reduced.
+  /// delta = this rank's part of the MLP block of a layer on x [n][d].
   void mlp(const LayerWeights& layer, const Half* x, Half* delta) const;
   /// One layer with a norm before each of its blocks, from h and the delta of the layer before (or null).
   /// Returns its own delta, which has not joined h yet.
-  const Half* pre_norm_layer(int index, const Half* delta) const;
+  Half* pre_norm_layer(int index, Half* delta) const;
   /// workspace.logits of batch.logit_rows, from x [n][d], the last hidden states.
   void logits(const Half* x) const;
 };

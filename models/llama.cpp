@@ -19,7 +19,7 @@ void forward_llama(const ForwardPass& pass) {
   const Model& model = pass.model;
   Workspace& ws = pass.workspace;
   embed_llama(pass);
-  const Half* delta = nullptr;  // a block's output joins h with the next norm
+  Half* delta = nullptr;  // a block's output joins h with the next norm
   for (int i = 0; i < model.config.layers; ++i) delta = pass.pre_norm_layer(i, delta);
   pass.add_norm(delta, model.final_norm, ws.x.data());
   pass.logits(ws.x.data());

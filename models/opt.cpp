@@ -42,7 +42,7 @@ namespace {
 /// next norm.
 void layers_pre_norm(const ForwardPass& pass) {
   Workspace& ws = pass.workspace;
-  const Half* delta = nullptr;
+  Half* delta = nullptr;
   for (int i = 0; i < pass.model.config.layers; ++i) delta = pass.pre_norm_layer(i, delta);
   pass.add_norm(delta, pass.model.final_norm, pass.model.config.final_norm ? ws.x.data() : nullptr);
 }

@@ -320,8 +320,8 @@ class Check:
     def latency(self):
         ranks, base = self.args.ranks, ["--input-len", 64, "--device", self.args.device, "--json"]
         batches = ["--batch-size", "8,16,32", "--output-len", 128, "--baseline", "dense"]
-        split = ["--batch-size", 16, "--output-len", 32, "--baseline", "dense", "--breakdown"]
-        plan = {"opt-30b": [(1, batches), (ranks, batches)], "opt-66b": [(ranks, batches)],
+        split = ["--batch-size", 16, "--output-len", 32, "--breakdown"]
+        plan = {"opt-30b": [(ranks, batches), (1, batches)], "opt-66b": [(ranks, batches)],
                 "llama-2-70b": [(ranks, batches), (ranks, split)]}
         for model in self.args.models:
             runs = []
@@ -331,11 +331,10 @@ class Check:
                 document = json.loads(self.spinfer(*arguments))
                 rows = document.get("rows", [document])
                 for row in rows:
-                    for side in SIDES:
+                    for side in set(SIDES) & set(row):
                         row[side]["step_ms"] = [round(ms, 4) for ms in row[side]["step_ms"]]
-                    times = [row[side]["tpot_ms_median"] for side in SIDES]
-                    self.say(f"{model} tp {tp} batch {row['batch_size']}: {times[0]:.2f} / {times[1]:.2f} ms = "
-                             f"{times[1] / times[0]:.2f}x {row['sparse'].get('breakdown_ms', '')}")
+                    times = {side: round(row[side]["tpot_ms_median"], 2) for side in SIDES if side in row}
+                    self.say(f"{model} tp {tp} batch {row['batch_size']}: {times} ms {row['sparse'].get('breakdown_ms', '')}")
                 runs.append({"tp": tp, "command": " ".join(["spinfer", *map(str, arguments)]).replace(f"{ROOT}/", ""), "rows": rows})
             result = {"model": model, **self.environment(), "runs": runs}
             (self.args.out / f"tp_{model}.json").write_text(readable(result))

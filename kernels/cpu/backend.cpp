@@ -127,6 +127,11 @@ void op(DeviceContext& context, const Args& args) {
   if (!(context.left_out >> int(kKind) & 1)) kOp(context, args);
 }
 
+void add_norm_op(DeviceContext& context, const AddNormArgs& args) {
+  if (args.sum_delta && args.delta) all_reduce(context, args.delta, int64_t{args.n} * args.d);
+  op<OpKind::norm, AddNormArgs, add_norm>(context, args);
+}
+
 constinit const Backend table{
     .name = "cpu",
     .device_count = device_count,
@@ -155,7 +160,7 @@ constinit const Backend table{
     .leave_out = leave_out,
     .read_gbps = read_gbps,
     .embed = op<OpKind::other, EmbedArgs, embed>,
-    .add_norm = op<OpKind::norm, AddNormArgs, add_norm>,
+    .add_norm = add_norm_op,
     .linear = op<OpKind::linear, LinearArgs, linear>,
     .rope_append = op<OpKind::attention, RopeAppendArgs, rope_append>,
     .attention = op<OpKind::attention, AttentionArgs, attention>,

@@ -123,14 +123,32 @@ double read_gbps(DeviceContext& opaque) {
   return measure_read_gbps(context_of(opaque));
 }
 
+bool left_out(DeviceContext& opaque, OpKind kind) {
+  return context_of(opaque).left_out >> int(kind) & 1;
+}
+
 /// The op, unless its kind is left out.
 template <OpKind kKind, class Args, void (*kOp)(DeviceContext&, const Args&)>
 void op(DeviceContext& opaque, const Args& args) {
-  if (!(context_of(opaque).left_out >> int(kKind) & 1)) kOp(opaque, args);
+  if (!left_out(opaque, kKind)) kOp(opaque, args);
+}
+
+/// The sum over ranks in it is communication.
+void add_norm_op(DeviceContext& opaque, const AddNormArgs& args) {
+  const bool summed = args.sum_delta && args.delta && !left_out(opaque, OpKind::communication);
+  const bool normed = !left_out(opaque, OpKind::norm);
+  const OpState& state = context_of(opaque).op_state();
+  const PeerGroup* peers = summed && normed && state.group ? state.group->peers() : nullptr;
+  if (peers && add_norm_sums(*peers, args)) {
+    state.group->check_alive();
+    return add_norm(opaque, args, peers, state.rank);
+  }
+  if (summed) all_reduce(opaque, args.delta, int64_t{args.n} * args.d);
+  if (normed) add_norm(opaque, args);
 }
 
 void all_reduce_op(DeviceContext& opaque, Half* x, int64_t count) {
-  if (!(context_of(opaque).left_out >> int(OpKind::communication) & 1)) all_reduce(opaque, x, count);
+  if (!left_out(opaque, OpKind::communication)) all_reduce(opaque, x, count);
 }
 
 constinit const Backend table{
@@ -161,7 +179,7 @@ constinit const Backend table{
     .leave_out = leave_out,
     .read_gbps = read_gbps,
     .embed = op<OpKind::other, EmbedArgs, embed>,
-    .add_norm = op<OpKind::norm, AddNormArgs, add_norm>,
+    .add_norm = add_norm_op,
     .linear = op<OpKind::linear, LinearArgs, linear>,
     .rope_append = op<OpKind::attention, RopeAppendArgs, rope_append>,
     .attention = op<OpKind::attention, AttentionArgs, attention>,

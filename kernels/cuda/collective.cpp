@@ -10,6 +10,7 @@
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/op_state.h"
+#include "kernels/cuda/ops.h"
 
 namespace spinfer::cuda {
 namespace {
@@ -201,6 +202,8 @@ void connect(std::span<DeviceContext* const> ranks) {
     OpState& state = context_of(*ranks[rank]).op_state();
     state.group = group;
     state.rank = int(rank);
+    context_of(*ranks[rank]).activate();
+    load_summing_norms();
   }
 }
 

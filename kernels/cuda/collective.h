@@ -2,11 +2,12 @@
 // Contracts: kernels/backend.h.
 //
 // Sums are made in rank order in fp32 and rounded once, as the contract says. The tensors of a decode step go
-// through peer memory where the GPUs have it (peer_group.h). Of two ranks, all others are NCCL's to add: its
-// fp16 sum of two numbers, in whatever order, has the same bits (but for the sign of a zero), since fp32
-// holds more than twice fp16's digits. Of more ranks NCCL would round between additions, in an order of its
-// own: there ranks exchange what they have and a kernel adds it up, small tensors whole on every rank (one
-// exchange), of large ones slice r on rank r, and all gather the slices (two exchanges, the bytes of a ring).
+// through peer memory where the GPUs have it (peer_group.h), mostly within the add_norm that follows. Of two
+// ranks, all others are NCCL's to add: its fp16 sum of two numbers, in whatever order, has the same bits (but
+// for the sign of a zero), since fp32 holds more than twice fp16's digits. Of more ranks NCCL would round
+// between additions, in an order of its own: there ranks exchange what they have and a kernel adds it up,
+// small tensors whole on every rank (one exchange), of large ones slice r on rank r, and all gather the
+// slices (two exchanges, the bytes of a ring).
 #pragma once
 
 #include <cuda_runtime_api.h>

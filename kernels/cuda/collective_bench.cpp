@@ -56,9 +56,37 @@ class Bench {
   }
   bool peers() { return context(0).op_state().group->peers() != nullptr; }
 
-  /// µs a call on rank 0, batch by batch.
+  /// µs an all-reduce on rank 0, batch by batch.
   std::vector<double> measure(int64_t bytes, bool nccl) {
-    const int calls = bytes <= 4 << 20 ? 64 : 8, world = int(devices_.size());
+    return measure(bytes, bytes <= 4 << 20 ? 64 : 8,
+                   [&](int rank, Half* x) { call(rank, x, bytes / 2, nccl); });
+  }
+
+  /// The same of an all-reduce with the residual addition and norm of [n][d] that follow it, in one op or
+  /// two.
+  std::vector<double> measure_norm(int n, int d, bool together) {
+    const int64_t size = int64_t{n} * d;
+    return measure(3 * size * int64_t{sizeof(Half)}, 64, [&](int rank, Half* x) {
+      const Backend& ops = *cuda_backend();
+      if (!together) ops.all_reduce(opaque(context(rank)), x, size);
+      ops.add_norm(opaque(context(rank)), {.h = x + size,
+                                           .delta = x,
+                                           .kind = NormKind::rms,
+                                           .gain = nullptr,
+                                           .bias = nullptr,
+                                           .eps = 1e-5f,
+                                           .n = n,
+                                           .d = d,
+                                           .out = x + 2 * size,
+                                           .sum_delta = together});
+    });
+  }
+
+ private:
+  /// Of `calls` calls of op(rank, memory of `bytes`) in a graph.
+  template <class Op>
+  std::vector<double> measure(int64_t bytes, int calls, const Op& op) {
+    const int world = int(devices_.size());
     std::barrier meet(world);
     std::vector<double> samples;
     on_all(world, [&](int rank) {
@@ -67,13 +95,13 @@ class Bench {
       const auto memory = mine.allocate_shared(size_t(bytes));
       auto* x = static_cast<Half*>(memory.get());
       SPINFER_CUDA_CHECK(cudaMemsetAsync(x, 0, size_t(bytes), mine.stream()));
-      call(rank, x, bytes / 2, nccl);  // sizes the workspace, connects NCCL's channels
+      op(rank, x);  // sizes the workspace, connects NCCL's channels
       mine.op_state().drain(mine);
       meet.arrive_and_wait();
       cudaGraph_t graph = nullptr;
       cudaGraphExec_t exec = nullptr;
       SPINFER_CUDA_CHECK(cudaStreamBeginCapture(mine.stream(), cudaStreamCaptureModeThreadLocal));
-      for (int i = 0; i < calls; ++i) call(rank, x, bytes / 2, nccl);
+      for (int i = 0; i < calls; ++i) op(rank, x);
       SPINFER_CUDA_CHECK(cudaStreamEndCapture(mine.stream(), &graph));
       SPINFER_CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
       cudaEvent_t begin, end;
@@ -98,7 +126,6 @@ class Bench {
     return samples;
   }
 
- private:
   Context& context(int rank) { return context_of(devices_[size_t(rank)]->context()); }
   void call(int rank, Half* x, int64_t count, bool nccl) {
     Context& mine = context(rank);
@@ -139,6 +166,15 @@ nlohmann::json run() {
                row["ours"]["us"].get<double>(), row["nccl"]["us"].get<double>());
     rows.push_back(row);
   }
+  nlohmann::json norms = nlohmann::json::array();
+  for (const int n : {1, 8, 16, 32}) {
+    constexpr int kWidth = 8192;
+    const double two = median(bench.measure_norm(n, kWidth, false)),
+                 one = median(bench.measure_norm(n, kWidth, true));
+    norms.push_back({{"n", n}, {"d", kWidth}, {"two_ops_us", two}, {"one_op_us", one}});
+    fmt::print(stderr, "{} x {}: all-reduce and add_norm {:.2f} us, in one op {:.2f} us\n", n, kWidth, two,
+               one);
+  }
   return {{"what", "all-reduce of fp16 inside captured graphs; bus_gbps = 2(world-1)/world * bytes / time"},
           {"gpu", properties.name},
           {"gpus", world},
@@ -147,7 +183,8 @@ nlohmann::json run() {
           {"cuda", runtime},
           {"commit", commit ? commit : ""},
           {"command", "gpu_collective_bench"},
-          {"rows", rows}};
+          {"rows", rows},
+          {"with_add_norm", norms}};
 }
 
 }  // namespace

@@ -9,10 +9,17 @@
 // that mean, and the warps' are merged (Chan, Golub, LeVeque 1979), which is as exact as a pass around the
 // row's mean.
 //
+// With a delta to be summed over ranks, each thread sends its vector to the peers and adds theirs as they
+// arrive (peer_exchange.cuh): the all-reduce costs no kernel of its own. Larger tensors, and rows of more
+// vectors than a block has threads, are summed before.
+//
 // Measured on an H200 in a chain of dependent launches (scripts/results/h200_ops.json): 8 rows of 4096, RMS
 // 2.0 µs; of 5120, layer norm 2.5 µs.
+#include <algorithm>
+
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/peer_exchange.cuh"
 
 namespace spinfer::cuda {
 namespace {
@@ -108,8 +115,33 @@ __device__ Moments row_moments(const float (&x)[kVectors][kVec], int count, int 
   return row;
 }
 
+/// This block's row of t.delta, a thread's vectors of it in `delta`, summed over the ranks. False if the
+/// group was aborted. Every thread of the block calls it.
 template <int kVectors>
-__global__ void add_norm_kernel(NormTask t) {
+__device__ bool sum_row(const Peers& p, int vectors, Vec8 (&delta)[kVectors]) {
+  const uint32_t epoch = call_number(p);
+  const auto vector = [&](int i) {
+    return int64_t{blockIdx.x} * vectors + i * int(blockDim.x) + int(threadIdx.x);
+  };
+  const auto has = [&](int i) { return i * int(blockDim.x) + int(threadIdx.x) < vectors; };
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i)
+    if (has(i)) send_vector(p, vector(i), reinterpret_cast<const uint4&>(delta[i]), epoch);
+  bool alive = true;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if (!has(i) || !alive) continue;
+    const uint4 mine = reinterpret_cast<const uint4&>(delta[i]);
+    alive = sum_vector(p, vector(i), mine, epoch, delta[i]);
+  }
+  alive = __syncthreads_and(alive);
+  count_call(p, epoch);
+  return alive;
+}
+
+/// kRanks: t.delta is a part of a sum over the ranks of `p`.
+template <int kVectors, bool kRanks>
+__global__ void __launch_bounds__(kMaxThreads) add_norm_kernel(NormTask t, const Peers p) {
   let_successor_start();
   const int vectors = t.d / kVec;
   const auto index = [](int i) { return i * int(blockDim.x) + int(threadIdx.x); };
@@ -125,15 +157,24 @@ __global__ void add_norm_kernel(NormTask t) {
   wait_for_predecessor();
   Vec8* h = reinterpret_cast<Vec8*>(t.h + int64_t{blockIdx.x} * t.d);
   const Vec8* delta = reinterpret_cast<const Vec8*>(t.delta ? t.delta + int64_t{blockIdx.x} * t.d : nullptr);
+  Vec8 before[kVectors], summed[kVectors];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i)
+    if (index(i) < vectors) before[i] = h[index(i)];
+  if constexpr (kRanks) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i)
+      if (index(i) < vectors) summed[i] = delta[index(i)];
+    if (!sum_row(p, vectors, summed)) return;
+  }
   float x[kVectors][kVec] = {};
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     if (index(i) >= vectors) continue;
-    const Vec8 before = h[index(i)];
-    unpack(before, x[i]);
+    unpack(before[i], x[i]);
     if (delta) {
       float y[kVec];
-      unpack(delta[index(i)], y);
+      unpack(kRanks ? summed[i] : delta[index(i)], y);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) x[i][j] += y[j];
       const Vec8 rounded = pack(x[i]);
@@ -190,7 +231,25 @@ __global__ void add_norm_any_kernel(NormTask t) {
 
 }  // namespace
 
-void add_norm(DeviceContext& opaque, const AddNormArgs& a) {
+namespace {
+
+bool takes_vectors(const AddNormArgs& a) {
+  return vectorisable(a.d, a.h, a.delta, a.gain, a.bias, a.out) && a.d / kVec <= 4 * kMaxThreads;
+}
+
+}  // namespace
+
+bool add_norm_sums(const PeerGroup& peers, const AddNormArgs& a) {
+  return a.delta && takes_vectors(a) && a.d / kVec <= kMaxThreads && a.n <= kMostPeerBlocks &&
+         peers.takes_lines(int64_t{a.n} * a.d * int64_t{sizeof(Half)});
+}
+
+void load_summing_norms() {
+  cudaFuncAttributes attributes;
+  SPINFER_CUDA_CHECK(cudaFuncGetAttributes(&attributes, add_norm_kernel<1, true>));
+}
+
+void add_norm(DeviceContext& opaque, const AddNormArgs& a, const PeerGroup* peers, int rank) {
   Context& context = context_of(opaque);
   context.activate();
   const NormTask task{device_half(a.h),
@@ -201,20 +260,19 @@ void add_norm(DeviceContext& opaque, const AddNormArgs& a) {
                       a.eps,
                       a.d,
                       a.kind == NormKind::layer};
+  const auto shape = [&](int threads) {
+    return LaunchShape{dim3(unsigned(a.n)), dim3(unsigned(std::max((threads + 31) / 32 * 32, 32)))};
+  };
+  if (!takes_vectors(a))
+    return launch(context, "add_norm", add_norm_any_kernel, shape(a.d < 4096 ? 128 : 512), task);
   const int vectors = a.d / kVec;
-  const bool fast = vectorisable(a.d, a.h, a.delta, a.gain, a.bias, a.out) && vectors <= 4 * kMaxThreads;
-  auto kernel = add_norm_any_kernel;
-  int threads = a.d < 4096 ? 128 : 512;
-  if (fast) {
-    kernel = vectors <= kMaxThreads       ? add_norm_kernel<1>
-             : vectors <= 2 * kMaxThreads ? add_norm_kernel<2>
-                                          : add_norm_kernel<4>;
-    const int per_thread = vectors <= kMaxThreads ? 1 : vectors <= 2 * kMaxThreads ? 2 : 4;
-    threads = (vectors + per_thread - 1) / per_thread;
-  }
-  threads = (threads + 31) / 32 * 32;
-  launch(context, "add_norm", kernel, {dim3(unsigned(a.n)), dim3(unsigned(threads > 0 ? threads : 32))},
-         task);
+  const int per_thread = vectors <= kMaxThreads ? 1 : vectors <= 2 * kMaxThreads ? 2 : 4;
+  auto kernel = per_thread == 1   ? add_norm_kernel<1, false>
+                : per_thread == 2 ? add_norm_kernel<2, false>
+                                  : add_norm_kernel<4, false>;
+  if (peers) kernel = add_norm_kernel<1, true>;
+  launch(context, "add_norm", kernel, shape((vectors + per_thread - 1) / per_thread), task,
+         peers ? peers->peers_of(rank) : Peers{});
 }
 
 }  // namespace spinfer::cuda

@@ -10,8 +10,17 @@
 
 namespace spinfer::cuda {
 
+class PeerGroup;
+
 void embed(DeviceContext& context, const EmbedArgs& args);
-void add_norm(DeviceContext& context, const AddNormArgs& args);
+/// delta is taken as it is, whatever args.sum_delta says, or is rank `rank`'s part of a sum over `peers`.
+void add_norm(DeviceContext& context, const AddNormArgs& args, const PeerGroup* peers = nullptr,
+              int rank = 0);
+/// True where add_norm takes these peers.
+bool add_norm_sums(const PeerGroup& peers, const AddNormArgs& args);
+/// Has the current device load the kernels of add_norm that wait for other ranks: the driver, which loads
+/// kernels when they are first launched, may wait for all that run before it loads one.
+void load_summing_norms();
 void rope_append(DeviceContext& context, const RopeAppendArgs& args);
 void attention(DeviceContext& context, const AttentionArgs& args);
 void gated_activation(DeviceContext& context, const GatedActivationArgs& args);

@@ -1,34 +1,25 @@
-// Layout    each rank's memory: [2 slots][world][kSlotBytes] parts, then flags [world][kBlocks], then epochs
-// [kBlocks].
-//           Call number e (the epoch, counted on the device so that a replayed graph counts on) uses slot e
-//           % 2.
-// Grid      always kBlocks blocks; vector i of any part is written and read by block i / kThreads % kBlocks
-// of each
-//           rank, so that a block needs only the flags of its own number.
-// Reuse     a rank in call e has finished e − 1, in which each peer's block 0 said that its call e − 2 was
-// over (kernels
-//           of a stream complete in order): so nobody reads slot e % 2 any more.
-// Roofline  (world − 1)·bytes out over the link, one crossing; measured in
-// scripts/results/h200_all_reduce.json.
-#include <cuda_fp16.h>
-
+// Layout    each rank's memory: [2 slots][world][kSlotBytes] parts, then lines (peer_exchange.cuh), then
+// flags
+//           [world][kBlocks], then epochs [kMostPeerBlocks].
+//           Call number e (the epoch, counted on the device so that a replayed graph counts on) uses slot e %
+//           2, or the lines e % 2.
+// Grid      of an exchange by slots always kBlocks blocks; vector i of any part is written and read by block
+//           i / kThreads % kBlocks of each rank, so that a block needs only the flags of its own number. By
+//           lines a thread needs only its own vectors.
+// Reuse     a rank in call e has finished e - 1, in which it had something of each peer's call e - 1, whose
+// call e - 2
+//           was over then (kernels of a stream complete in order): so nobody reads slot or lines e % 2 any
+//           more.
+// Roofline  (world - 1) * bytes out over the link (by lines twice that), one crossing; measured in
+//           scripts/results/h200_all_reduce.json.
 #include <algorithm>
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/peer_exchange.cuh"
 #include "kernels/cuda/peer_group.h"
 
 namespace spinfer::cuda {
-
-/// What a kernel of one rank sees of the group.
-struct Peers {
-  uint4* slots[kMaxPeers];
-  uint32_t* flags[kMaxPeers];
-  uint32_t* epochs;  // mine
-  const volatile int* aborted;
-  int rank, world;
-};
-
 namespace {
 
 constexpr int kBlocks = 64;
@@ -36,7 +27,7 @@ constexpr int kThreads = 256;
 constexpr int64_t kStride = kBlocks * kThreads;
 constexpr int64_t kSlotVecs = PeerGroup::kSlotBytes / int64_t{sizeof(uint4)};
 constexpr int kFloatVec = sizeof(uint4) / sizeof(float);
-constexpr int kSpinsBetweenLooks = 4096;  // looking at host memory takes a microsecond
+static_assert(kBlocks <= kMostPeerBlocks && kMostLineVecs <= int64_t{kMostPeerBlocks} * kThreads);
 
 __device__ void raise_flag(uint32_t* flag, uint32_t epoch) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(epoch) : "memory");
@@ -46,20 +37,12 @@ __device__ uint32_t read_flag(const uint32_t* flag) {
   asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
   return value;
 }
-/// Other GPUs write there: past the L1 cache.
-__device__ uint4 load_part(const uint4* from) {
-  uint4 v;
-  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from));
-  return v;
-}
 
 /// Writes my part to all peers and waits for theirs. The parts of this call, [world][kSlotVecs] of which mine
 /// is left out, or null if the group was aborted.
 __device__ const uint4* exchange(const Peers& p, const uint4* part, int64_t vecs) {
   const int block = int(blockIdx.x), thread = int(threadIdx.x);
-  const uint32_t epoch = p.epochs[block] + 1;
+  const uint32_t epoch = call_number(p);
   const int64_t slot = int64_t(epoch % 2) * p.world * kSlotVecs;
   for (int64_t i = block * kThreads + thread; i < vecs; i += kStride) {
     const uint4 mine = part[i];
@@ -78,7 +61,7 @@ __device__ const uint4* exchange(const Peers& p, const uint4* part, int64_t vecs
     }
   }
   alive = __syncthreads_and(alive);
-  if (thread == 0) p.epochs[block] = epoch;
+  count_call(p, epoch);
   return alive ? p.slots[p.rank] + slot : nullptr;
 }
 
@@ -89,21 +72,26 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(const Peers p, uint4* x, 
   if (!parts) return;
   for (int64_t i = blockIdx.x * kThreads + threadIdx.x; i < vecs; i += kStride) {
     float2 sum[4] = {};
-    for (int rank = 0; rank < p.world; ++rank) {
-      const uint4 part = rank == p.rank ? x[i] : load_part(parts + rank * kSlotVecs + i);
-      const auto& pairs = reinterpret_cast<const __half2(&)[4]>(part);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float2 v = __half22float2(pairs[j]);
-        sum[j].x += v.x;
-        sum[j].y += v.y;
-      }
-    }
-    Vec8 out;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) out.pairs[j] = __float22half2_rn(sum[j]);
-    reinterpret_cast<Vec8*>(x)[i] = out;
+    for (int rank = 0; rank < p.world; ++rank)
+      add_pairs(sum, rank == p.rank ? x[i] : load_part(parts + rank * kSlotVecs + i));
+    reinterpret_cast<Vec8*>(x)[i] = rounded(sum);
   }
+}
+
+/// One vector a thread, by lines.
+__global__ void __launch_bounds__(kThreads) sum_lines_kernel(const Peers p, uint4* x, int64_t vecs) {
+  wait_for_predecessor();
+  let_successor_start();
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const uint32_t epoch = call_number(p);
+  if (i < vecs) {
+    const uint4 mine = x[i];
+    send_vector(p, i, mine, epoch);
+    Vec8 sum;
+    if (sum_vector(p, i, mine, epoch, sum)) reinterpret_cast<Vec8*>(x)[i] = sum;
+  }
+  __syncthreads();  // every thread has the call's number
+  count_call(p, epoch);
 }
 
 struct Columns {
@@ -127,11 +115,22 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-size_t flags_offset(size_t world) {
+size_t lines_offset(size_t world) {
   return 2 * world * size_t{PeerGroup::kSlotBytes};
+}
+size_t flags_offset(size_t world) {
+  return lines_offset(world) + 2 * world * 2 * size_t{kMostLineVecs} * sizeof(uint4);
 }
 size_t epochs_offset(size_t world) {
   return flags_offset(world) + world * kBlocks * sizeof(uint32_t);
+}
+
+/// See load_summing_norms() in ops.h.
+void load_kernels() {
+  cudaFuncAttributes attributes;
+  SPINFER_CUDA_CHECK(cudaFuncGetAttributes(&attributes, sum_kernel));
+  SPINFER_CUDA_CHECK(cudaFuncGetAttributes(&attributes, sum_lines_kernel));
+  SPINFER_CUDA_CHECK(cudaFuncGetAttributes(&attributes, gather_kernel));
 }
 
 }  // namespace
@@ -156,6 +155,7 @@ PeerGroup::PeerGroup(const std::vector<int>& ordinals) : ordinals_(ordinals) {
     *aborted_ = 0;
     for (const int from : ordinals) {
       SPINFER_CUDA_CHECK(cudaSetDevice(from));
+      load_kernels();
       for (const int to : ordinals) {
         if (from == to) continue;
         const cudaError_t status = cudaDeviceEnablePeerAccess(to, 0);
@@ -165,7 +165,7 @@ PeerGroup::PeerGroup(const std::vector<int>& ordinals) : ordinals_(ordinals) {
           SPINFER_CUDA_CHECK(status);
         }
       }
-      const size_t bytes = epochs_offset(world) + kBlocks * sizeof(uint32_t);
+      const size_t bytes = epochs_offset(world) + kMostPeerBlocks * sizeof(uint32_t);
       void* memory = nullptr;
       SPINFER_CUDA_CHECK(cudaMalloc(&memory, bytes));
       memory_.push_back(memory);
@@ -196,6 +196,7 @@ Peers PeerGroup::peers_of(int rank) const {
   for (size_t r = 0; r < world; ++r) {
     auto* base = static_cast<char*>(memory_[r]);
     peers.slots[r] = reinterpret_cast<uint4*>(base);
+    peers.lines[r] = reinterpret_cast<uint4*>(base + lines_offset(world));
     peers.flags[r] = reinterpret_cast<uint32_t*>(base + flags_offset(world));
   }
   peers.epochs =
@@ -212,7 +213,17 @@ bool PeerGroup::can_sum(const Half* x, int64_t count) const {
   return bytes <= most && vectorisable(count, x);
 }
 
+bool PeerGroup::takes_lines(int64_t bytes) const {
+  return bytes * int64_t(memory_.size() - 1) <= kMostLineBytes;
+}
+
 void PeerGroup::sum(Context& context, int rank, Half* x, int64_t count) const {
+  if (takes_lines(count * int64_t{sizeof(Half)})) {
+    const int64_t vecs = count / kVec;
+    return launch(context, "sum_lines_kernel", sum_lines_kernel,
+                  {unsigned((vecs + kThreads - 1) / kThreads), kThreads}, peers_of(rank),
+                  reinterpret_cast<uint4*>(x), vecs);
+  }
   launch(context, "sum_kernel", sum_kernel, {kBlocks, kThreads}, peers_of(rank), reinterpret_cast<uint4*>(x),
          count / kVec);
 }

@@ -1,11 +1,10 @@
 // Exchanges of small tensors between the GPUs of one host, through memory the GPUs map from each other
 // (NVLink or PCIe).
 //
-// One shot: every rank writes its part into a slot of each rank, raises flags there, waits for the flags of
-// the others and adds up or lays side by side what has arrived. One crossing of the link, one kernel, no
-// host: the kernel can be captured in a graph. For tensors of a decode step, where NCCL's protocol and second
-// crossing cost more than the bytes (world − 1 times the tensor leaves a GPU here, 2·(world − 1)/world times
-// in a ring).
+// One shot: every rank writes its part into memory of each rank, waits for the parts of the others and adds
+// up or lays side by side what has arrived. One crossing of the link, one kernel, no host: the kernel can be
+// captured in a graph. For tensors of a decode step, where NCCL's protocol and second crossing cost more than
+// the bytes (world − 1 times the tensor leaves a GPU here, 2·(world − 1)/world times in a ring).
 #pragma once
 
 #include <cstdint>
@@ -17,7 +16,7 @@
 namespace spinfer::cuda {
 
 class Context;
-struct Peers;
+struct Peers;  // peer_exchange.cuh
 
 inline constexpr int kMaxPeers = 8;
 
@@ -46,6 +45,13 @@ class PeerGroup {
   /// unspecified.
   void sum(Context& context, int rank, Half* x, int64_t count) const;
 
+  /// Of a part: up to this, together for all peers, an exchange by lines is the faster one.
+  static constexpr int64_t kMostLineBytes = int64_t{512} << 10;
+  /// True for parts (whole vectors of 8) that a kernel may exchange by lines (peer_exchange.cuh).
+  bool takes_lines(int64_t bytes) const;
+  /// For a kernel of this rank that exchanges by lines: one more call of the group, like `sum`.
+  Peers peers_of(int rank) const;
+
   /// True for shards that `gather` takes: every rank's columns whole aligned vectors of 4, each shard within
   /// a slot.
   static bool can_gather(const float* shard, const float* out, int n, std::span<const int64_t> columns);
@@ -58,7 +64,6 @@ class PeerGroup {
   void abort() const noexcept;
 
  private:
-  Peers peers_of(int rank) const;
   void release() noexcept;
 
   std::vector<int> ordinals_;

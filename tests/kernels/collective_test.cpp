@@ -72,6 +72,39 @@ TEST(Collective, AllReduceSumsInRankOrderAndRoundsOnce) {
   }
 }
 
+TEST(Collective, AddNormSumsItsDeltaOverTheRanks) {
+  constexpr int kN = 3, kD = 40;
+  Ranks ranks(3);
+  Random random{7};
+  const auto h = random.halves(kN * kD);
+  std::vector<std::vector<Half>> deltas, hs(3, h), outs(3, nan_halves(kN * kD));
+  for (int rank = 0; rank < 3; ++rank) deltas.push_back(random.halves(kN * kD));
+  std::vector<Half> sum, h_want = h, want = nan_halves(kN * kD);
+  for (int i = 0; i < kN * kD; ++i)
+    sum.push_back(to_half(to_float(deltas[0][i]) + to_float(deltas[1][i]) + to_float(deltas[2][i])));
+  const auto args = [](std::vector<Half>& h, std::vector<Half>& delta, std::vector<Half>& out, bool summed) {
+    return AddNormArgs{.h = h.data(),
+                       .delta = delta.data(),
+                       .kind = NormKind::rms,
+                       .gain = nullptr,
+                       .bias = nullptr,
+                       .eps = 1e-5f,
+                       .n = kN,
+                       .d = kD,
+                       .out = out.data(),
+                       .sum_delta = summed};
+  };
+  CpuDevice alone(1);
+  alone.ops().add_norm(alone.context(), args(h_want, sum, want, false));
+  ranks.run([&](int rank) {
+    cpu_backend().add_norm(ranks.context(rank), args(hs[rank], deltas[rank], outs[rank], true));
+  });
+  for (int rank = 0; rank < 3; ++rank) {
+    EXPECT_EQ(hs[rank], h_want);
+    EXPECT_EQ(outs[rank], want);
+  }
+}
+
 TEST(Collective, AllGatherColsPutsShardsSideBySide) {
   const std::vector<std::vector<int>> splits = {{5}, {4, 4}, {64, 1, 13}, {3, 0, 2, 7}};
   for (const auto& cols : splits) {

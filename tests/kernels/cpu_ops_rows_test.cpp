@@ -170,8 +170,8 @@ TEST_P(CpuRows, AddNormMatchesTheReference) {
     for (const int n : kTokens) {
       for (const int d : kSizes) {
         auto h = random.halves(size_t(n) * d, 2, 3);  // a mean larger than the deviation
-        const auto delta = random.halves(size_t(n) * d), gain = random.halves(d, 0.2f, 1),
-                   bias = random.halves(d);
+        auto delta = random.halves(size_t(n) * d);
+        const auto gain = random.halves(d, 0.2f, 1), bias = random.halves(d);
         auto out = nan_halves(size_t(n) * d);
         const AddNormArgs args{.h = h.data(),
                                .delta = c.delta ? delta.data() : nullptr,
@@ -199,7 +199,7 @@ TEST_P(CpuRows, AddNormMatchesTheReference) {
 TEST_P(CpuRows, AddNormWithoutOutputOnlyAdds) {
   Random random(5);
   auto h = random.halves(3 * 130);
-  const auto delta = random.halves(3 * 130);
+  auto delta = random.halves(3 * 130);
   const AddNormArgs args{.h = h.data(),
                          .delta = delta.data(),
                          .kind = NormKind::rms,

@@ -8,6 +8,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/peer_group.h"
 #include "tests/kernels/cuda_ops.h"
 
@@ -153,6 +154,134 @@ TEST_F(CudaPeerGroup, SumsManyTensorsOfChangingSizes) {
       for (int rank = 0; rank < world; ++rank)
         EXPECT_TRUE(x[size_t(rank)]->get() == summands.want)
             << world << " ranks, rank " << rank << ", " << count;
+    }
+  }
+}
+
+/// A residual stream, each rank's part of what joins it, and the norm of the sum by one rank alone.
+class SummedNorm {
+ public:
+  SummedNorm(Device& device, Random& random, int world, int n, int d)
+      : n_(n),
+        d_(d),
+        parts(random, world, size_t(n) * size_t(d)),
+        h(random.halves(size_t(n) * size_t(d))),
+        gain(random.halves(size_t(d))) {
+    const Guarded<Half> stream(device, h), delta(device, parts.want), gains(device, gain), out(device, h);
+    device.ops().add_norm(device.context(), args(stream, delta, gains, out, false));
+    want_h = stream.get();
+    want = out.get();
+  }
+  AddNormArgs args(const Guarded<Half>& stream, const Guarded<Half>& delta, const Guarded<Half>& gains,
+                   const Guarded<Half>& out, bool summed) const {
+    return {.h = stream.data(),
+            .delta = delta.data(),
+            .kind = NormKind::rms,
+            .gain = gains.data(),
+            .bias = nullptr,
+            .eps = 1e-5f,
+            .n = n_,
+            .d = d_,
+            .out = out.data(),
+            .sum_delta = summed};
+  }
+
+ private:
+  int n_, d_;
+
+ public:
+  const Summands parts;
+  const std::vector<Half> h, gain;
+  std::vector<Half> want_h, want;
+};
+
+/// On one rank's device.
+struct NormOnRank {
+  Guarded<Half> stream, delta, gains, out;
+  NormOnRank(Device& device, const SummedNorm& norm, int rank)
+      : stream(device, norm.h),
+        delta(device, norm.parts.parts[size_t(rank)]),
+        gains(device, norm.gain),
+        out(device, norm.h) {}
+};
+
+constexpr std::pair<int, int> kNormShapes[] = {{1, 8},     {7, 128},   {16, 8192}, {3, 5120},
+                                               {32, 8192}, {2, 12288}, {64, 1024}, {5, 7168}};
+
+TEST_F(CudaPeerGroup, AddNormSumsAmongOtherCalls) {
+  cuda::load_summing_norms();
+  for (const int world : {2, 3, 8}) {
+    std::vector<std::unique_ptr<Device>> ranks;
+    for (int rank = 0; rank < world; ++rank)
+      ranks.push_back(std::make_unique<Device>(*cuda_backend(), DeviceOptions{.ordinal = 0}));
+    const cuda::PeerGroup group(std::vector<int>(size_t(world), 0));
+    Random random{uint64_t(world)};
+    const Summands by_lines(random, world, 4096), by_slots(random, world, (1 << 18) + 8);
+    int summed = 0;
+    for (const auto& [n, d] : kNormShapes) {
+      const SummedNorm norm(gpu(), random, world, n, d);
+      const bool before = summed % 2, after = summed % 3;
+      std::vector<std::unique_ptr<NormOnRank>> mine;
+      std::vector<std::unique_ptr<Guarded<Half>>> lines, slots;
+      for (int rank = 0; rank < world; ++rank) {
+        Device& device = *ranks[size_t(rank)];
+        mine.push_back(std::make_unique<NormOnRank>(device, norm, rank));
+        lines.push_back(std::make_unique<Guarded<Half>>(device, by_lines.parts[size_t(rank)]));
+        slots.push_back(std::make_unique<Guarded<Half>>(device, by_slots.parts[size_t(rank)]));
+      }
+      const auto args_of = [&](int rank) {
+        const NormOnRank& on = *mine[size_t(rank)];
+        return norm.args(on.stream, on.delta, on.gains, on.out, true);
+      };
+      const bool takes = cuda::add_norm_sums(group, args_of(0));
+      EXPECT_EQ(takes, d <= 8192 && int64_t{n} * d * 2 * (world - 1) <= cuda::PeerGroup::kMostLineBytes);
+      if (!takes) continue;
+      ++summed;
+      // Call by call: a rank's next kernel is placed while this one waits for the other ranks, whose own
+      // might find no room beside it on the one GPU.
+      const auto on_ranks = [&](const auto& call) {
+        for (int rank = 0; rank < world; ++rank) call(rank, cuda::context_of(ranks[size_t(rank)]->context()));
+      };
+      if (before) {
+        on_ranks([&](int rank, cuda::Context& context) {
+          group.sum(context, rank, lines[size_t(rank)]->data(), 4096);
+        });
+      }
+      on_ranks([&](int rank, cuda::Context& context) {
+        cuda::add_norm(cuda::opaque(context), args_of(rank), &group, rank);
+      });
+      if (after) {
+        on_ranks([&](int rank, cuda::Context& context) {
+          group.sum(context, rank, slots[size_t(rank)]->data(), (1 << 18) + 8);
+        });
+      }
+      for (int rank = 0; rank < world; ++rank) {
+        SCOPED_TRACE(testing::Message() << world << " ranks, rank " << rank << ", " << n << " x " << d);
+        EXPECT_TRUE(mine[size_t(rank)]->stream.get() == norm.want_h);
+        EXPECT_TRUE(mine[size_t(rank)]->out.get() == norm.want);
+        if (before) {
+          EXPECT_TRUE(lines[size_t(rank)]->get() == by_lines.want);
+        }
+        if (after) {
+          EXPECT_TRUE(slots[size_t(rank)]->get() == by_slots.want);
+        }
+      }
+    }
+    EXPECT_GE(summed, 4);
+  }
+}
+
+TEST_F(CudaCollective, AddNormSumsItsDelta) {
+  Random random(3);
+  for (const auto& [n, d] : {std::pair(1, 8), {16, 8192}, {33, 8192}, {3, 5120}, {7, 100}, {130, 4096}}) {
+    const SummedNorm norm(*devices_[0], random, world(), n, d);
+    for (int round = 0; round < 10; ++round) {
+      on_all([&, n = n, d = d](int rank, Device& device) {
+        const NormOnRank on(device, norm, rank);
+        device.ops().add_norm(device.context(), norm.args(on.stream, on.delta, on.gains, on.out, true));
+        EXPECT_TRUE(on.stream.get() == norm.want_h) << "rank " << rank << ", " << n << " x " << d;
+        EXPECT_TRUE(on.out.get() == norm.want) << "rank " << rank << ", " << n << " x " << d;
+      });
     }
   }
 }

@@ -122,7 +122,8 @@ TEST_F(CudaNorm, IsNearTheCpu) {
                  in_place = variant & 16;
       if (d > 8192 && variant % 5) continue;
       const int n = 3;
-      const auto h = random.halves(size_t(n) * d, 2, 0.5f), more = random.halves(size_t(n) * d);
+      const auto h = random.halves(size_t(n) * d, 2, 0.5f);
+      auto more = random.halves(size_t(n) * d);
       const auto gains = random.halves(d), biases = random.halves(d);
       auto cpu_h = h, cpu_out = nan_halves(h.size());
       const auto gpu_h = on_gpu(h), gpu_more = on_gpu(more), gpu_gain = on_gpu(gains),
@@ -156,8 +157,8 @@ TEST_F(CudaNorm, IsNearTheCpu) {
 
 TEST_F(CudaNorm, AdditionAlone) {
   Random random(5);
-  const auto h = random.halves(3 * 100), delta = random.halves(3 * 100);
-  auto want = h;
+  const auto h = random.halves(3 * 100);
+  auto delta = random.halves(3 * 100), want = h;
   const auto gpu_h = on_gpu(h), gpu_delta = on_gpu(delta);
   AddNormArgs args{.h = want.data(),
                    .delta = delta.data(),
