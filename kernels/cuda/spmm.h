@@ -57,7 +57,8 @@ struct SpmmArgs {
 };
 
 /// Queues it on the context's stream, as a programmatic dependent launch: weights stream in while the kernel
-/// before still runs. The result of a token depends on its x alone, bit for bit, whatever n is.
+/// before still runs. Up to 16 tokens products are added up in another order than above. With a deterministic
+/// context all run as 64 do, and the result of a token depends on its x alone, bit for bit, whatever n is.
 void spmm_stream(Context& context, const SpmmArgs& args);
 
 }  // namespace spinfer::cuda

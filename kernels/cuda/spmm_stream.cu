@@ -18,8 +18,9 @@
 //           on an mbarrier ring. n ≤ 16: mma.sync with ldmatrix, warps need not meet; n > 16: wgmma, X is
 //           read by the tensor cores. Where a warp's run begins stands in a table (RunStart). Weights stream
 //           before griddepcontrol.wait; X, residual, y and the partial sums are touched after it.
-// Split     A team's sums are added in block order (TeamSums): bitwise reproducible, and since neither cut
-//           nor grid depends on n, a token's result does not depend on the batch.
+// Split     A team's sums are added in block order (TeamSums): bitwise reproducible. Neither cut nor grid
+//           depends on n, so a token's result depends on the batch only where n chooses another way to
+//           multiply; a deterministic context therefore chooses one for all n.
 //
 // Roofline  Bytes 1.02 … 1.03 × the TCA-BME formula; 2·n flops a weight are far below the tensor cores' rate.
 //           At 4.4 TB/s an SM may spend 16 / 13.5 / 10.6 clocks on a TCTile at 50 / 60 / 70 %. A tile takes
@@ -528,7 +529,8 @@ void spmm_stream(Context& context, const SpmmArgs& args) {
   const StripShape& shape = args.w.view.shape;
   check(args.n >= 1 && args.n <= kStreamMaxTokens, "stream SpMM {}×{}: {} tokens, legal are 1 to {}", shape.m,
         shape.k, args.n, kStreamMaxTokens);
-  const SpmmPlan plan = plan_spmm(shape, args.n, context.facts());
+  const int tokens = context.deterministic() ? kStreamMaxTokens : args.n;
+  const SpmmPlan plan = plan_spmm(shape, tokens, context.facts());
   Problem p = problem_of(args.w.view, plan);
   p.runs = args.w.runs;
   const int x_room = plan.n_tile <= 16 ? kMaxChunkBlocks : 128 / plan.n_tile;

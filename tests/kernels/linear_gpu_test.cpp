@@ -19,7 +19,7 @@ namespace spinfer::cuda {
 namespace {
 
 constexpr double kTolerance = 5e-4;
-constexpr int kTokens[] = {1, 3, 8, 17, 31, 64, 100, 257};
+constexpr int kTokens[] = {1, 3, 8, 13, 17, 31, 64, 100, 257};
 
 /// compute-sanitizer slows kernels a hundredfold: SPINFER_GPU_TEST_REDUCED=1 keeps one size of each kind.
 bool reduced() {
@@ -294,6 +294,30 @@ TEST_F(LinearGpu, ATokenDoesNotDependOnTheBatchInSmbd) {
     first.resize(size_t(m));
     if (n == 1) alone = first;
     EXPECT_EQ(first, alone) << "n = " << n;
+  }
+}
+
+TEST_F(LinearGpu, ATokenDoesNotDependOnTheBatchInADeterministicContext) {
+  DeviceOptions options;
+  options.deterministic = true;
+  Context context(options);
+  for (const int64_t k : {2048, 1111}) {
+    SCOPED_TRACE(k);
+    const int64_t m = 320;
+    GuardedHalves dense(context, m * k), x(context, 64 * k), y(context, 64 * m);
+    fill_masked(context, dense.data(), m, k, Mask::random, 0.5, 11);
+    x.fill_random(12, 1);
+    const LinearWeight w =
+        prepare_packed(context, encode_on_device(context, dense.data(), m, k), nullptr, {});
+    std::vector<Half> alone;
+    for (const int n : {1, 7, 16, 17, 33, 64}) {
+      y.fill_nan();
+      linear(opaque(context), LinearArgs{.w = w.view, .x = x.data(), .n = n, .y = y.data()});
+      std::vector<Half> first = y.download();
+      first.resize(size_t(m));
+      if (n == 1) alone = first;
+      EXPECT_EQ(first, alone) << "n = " << n;
+    }
   }
 }
 
