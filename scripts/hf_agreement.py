@@ -5,7 +5,7 @@ Makes models of real shapes with random weights (a share of each linear's set to
 random tokens with transformers in fp32 and fp16 and with `spinfer score`, and writes the mean and largest difference of
 the log-probabilities as JSON. Exit status 1 if a mean difference reaches 0.01. Needs a GPU, torch and transformers.
 
-  scripts/hf_agreement.py --spinfer build/spinfer --out scripts/results/hf_agreement.json
+  scripts/hf_agreement.py --spinfer build/spinfer --out scripts/results/h200_hf_agreement.json
 """
 import argparse
 import json

@@ -87,6 +87,11 @@ __device__ inline uint64_t evict_first_policy() {
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
+__device__ inline uint64_t evict_normal_policy() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
 /// Bulk copy, all multiples of 16 bytes; completes on `barrier`.
 __device__ inline void copy_bulk(uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier,
                                  uint64_t policy) {
@@ -197,24 +202,6 @@ __device__ inline uint64_t narrow_operand(uint32_t operand_address) {
 /// d (64×N, fp32; N/2 registers a lane) += a (64×16 fp16, a warp has 16 rows) · b (16×N fp16, shared memory).
 template <int kN>
 __device__ inline void wgmma(float (&d)[kN / 2], const uint32_t* a, uint64_t b);
-
-template <>
-__device__ inline void wgmma<8>(float (&d)[4], const uint32_t* a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0, %1, %2, %3}, "
-      "{%4, %5, %6, %7}, %8, 1, 1, 1, 0;"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-
-template <>
-__device__ inline void wgmma<16>(float (&d)[8], const uint32_t* a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7}, "
-      "{%8, %9, %10, %11}, %12, 1, 1, 1, 0;"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
 
 template <>
 __device__ inline void wgmma<32>(float (&d)[16], const uint32_t* a, uint64_t b) {

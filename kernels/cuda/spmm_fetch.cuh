@@ -2,7 +2,6 @@
 #pragma once
 
 #include "kernels/cuda/ptx.cuh"
-#include "kernels/cuda/ptx_cluster.cuh"
 #include "kernels/cuda/ptx_hopper.cuh"
 #include "kernels/cuda/spmm_shared.cuh"
 

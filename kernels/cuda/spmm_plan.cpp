@@ -14,14 +14,14 @@ int64_t teams_of(const StripShape& shape) {
 }
 
 /// Blocks a chunk must have on average so that the layout stays within 4 % of the formula's bytes: a head
-/// weighs 80 bytes, a block 128 and 2048 · density; explicit zeros leave less room the denser the matrix.
+/// weighs 144 bytes, a block 256 and 4096 · density; explicit zeros leave less room the denser the matrix.
 double fewest_chunk_blocks(double density) {
   return density > 0.55 ? 4.6 : density > 0.45 ? 4 : density > 0.35 ? 5 : 6;
 }
 
 /// Blocks a chunk may have, so that the prefill kernel has room for two of a strip: its chunks stay below
-/// some 9.5 KB (from 45 % zeros on). Longer ones gain the decode kernel nothing (12288×12288, n = 8, µs with
-/// 5 / 6 / 8 blocks: 49.8 / 48.8 / 49.5 at 50 %).
+/// some 20 KB (from 45 % zeros on). Longer ones gained the decode kernel nothing when its strips had 16 rows
+/// (12288×12288, n = 8, µs with 5 / 6 / 8 blocks: 49.8 / 48.8 / 49.5 at 50 %).
 int most_chunk_blocks(double density) {
   return density > 0.45 ? 6 : density > 0.35 ? 7 : kMaxChunkBlocks;
 }

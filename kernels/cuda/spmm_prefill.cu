@@ -7,8 +7,7 @@
 //            dense weights never exist outside registers.
 // Grid       clusters of two blocks, one block an SM: a warpgroup that brings what kGroups others multiply. A
 //            cluster's tile is 128·kGroups rows × n_tile tokens: warpgroup w of block b owns rows
-//            64·(kGroups·b + w) … +64, its warp i the
-//            tier of rows 16·i … +16: two warps share a strip.
+//            64·(kGroups·b + w) … +64, its warp i the tier of rows 16·i … +16: two warps share a strip.
 // Step       32 columns: two TCTiles a warp are assembled, the values of the next two asked for, and two
 //            wgmmas of 16 columns issued; then the step before must be done. The ring of X stages is
 //            unrolled, so that stages, barriers and operand descriptors are constants or uniform registers; a

@@ -29,9 +29,9 @@
 //           at n = 8.
 // Measured  README.md has the table, scripts/results/h200_linear_large.json and h200_linear_small.json the
 //           figures: one H200, weights cold, ratio to the better of cublasGemmEx and autotuned cublasLt.
-// Limits    50 %, n = 8: bytes (83 % of the floor at 12288×12288). Above: 14 to 15 clocks a tile, 60 % of the
+// Limits    50 %, n = 8: bytes (82 % of the floor at 12288×12288). Above: 14 to 15 clocks a tile, 60 % of the
 //           issue slots: fixed latencies, as two warps a scheduler are too few to cover them, and no more
-//           rings fit. Leaving out mma.sync gains 4.5 µs of 41 (70 %, n = 8), the four prmt 4.3, one of the
+//           rings fit. Leaving out mma.sync gains 4.6 µs of 41 (70 %, n = 8), the four prmt 4.3, one of the
 //           two window loads 2.6, the table's loads 0.8. Each step of n brings X's bytes: at n = 64 they are
 //           two thirds of the weights'. Small matrices: half of a 4096×4096's 10.5 µs pass before the first
 //           product, while all of it is on its way into the rings; some 2 are the split's sums.
@@ -58,8 +58,8 @@
 //   sums by value instead of tickets and fences, X not asked for behind the weights          44.2 / 40.7
 //   the same, sixteen partial sums a round (4096×4096, 50 %)                                 10.3 → 12.4
 //   owners that end with a team share its sums; masks a nibble a byte (a slower GPU)         45.1 / 39.4
-//   those two at n = 32, before 56.6 / 53.8                                                  51.7 / 49.2
-//   those two for 4096×4096, 50 %, n = 8 and 32, before 11.2 and 16.9                        10.6 and 13.1
+//   sums by value and shared at n = 32, before 56.6 / 53.8                                   51.7 / 49.2
+//   sums by value and shared, 4096×4096, 50 %, n = 8 and 32, before 11.2 and 16.9            10.6 and 13.1
 //   wgmma for n = 16, against 46.5 / 43.8                                                    48.5 / 45.7
 //   mma.sync for n = 32, against 55.8 / 53.1                                                 56.3 / 55.0
 //   where a warp begins looked up once                                                       44.2 / 39.2
@@ -72,7 +72,6 @@
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/ptx_cluster.cuh"
 #include "kernels/cuda/spmm.h"
 #include "kernels/cuda/spmm_fetch.cuh"
 #include "kernels/cuda/spmm_sums.cuh"

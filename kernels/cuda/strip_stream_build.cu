@@ -458,7 +458,7 @@ StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& w, i
     made = make_records(context, w, shape);
   }
   const size_t place_bytes = size_t(shape.strips()) * sizeof(StripPlace);
-  const size_t value_bytes = size_t(made.totals.rows + kPieceRows + 1) * kTrackRowBytes;
+  const size_t value_bytes = size_t(made.totals.rows + kSlackRows) * kTrackRowBytes;
   const size_t run_bytes = run_start_bytes(shape, context.facts());
   const auto memory = context.allocate_shared(value_bytes + run_bytes + made.bytes + place_bytes);
   auto* values = static_cast<uint8_t*>(memory.get());

@@ -311,7 +311,7 @@ StripStreamHost make_strip_stream(const TcaBmeView& matrix, int chunks) {
         (out.shape.blocks() + kMaxChunkBlocks - 1) / kMaxChunkBlocks, out.shape.blocks());
   for (int64_t strip = 0; strip < out.shape.strips(); ++strip)
     StripBuilder(matrix, out.shape, strip, out).build();
-  out.values.resize(out.values.size() + kPieceBytes + kTrackRowBytes);
+  out.values.resize(out.values.size() + kSlackRows * kTrackRowBytes);
   return out;
 }
 
