@@ -57,7 +57,8 @@
 //   one branch a block for all that is rare, shifts before it, loads and permutes after      46.7 / 42.0
 //   sums by value instead of tickets and fences, X not asked for behind the weights          44.2 / 40.7
 //   the same, sixteen partial sums a round (4096×4096, 50 %)                                 10.3 → 12.4
-//   owners that end with a team share its sums; masks a nibble a byte (a slower GPU)         45.1 / 39.4
+//   owners that end with a team share its sums; masks a nibble a byte; two sets of sums in
+//   turn for mma.sync (a slower GPU)                                                         45.3 / 39.1
 //   sums by value and shared at n = 32, before 56.6 / 53.8                                   51.7 / 49.2
 //   sums by value and shared, 4096×4096, 50 %, n = 8 and 32, before 11.2 and 16.9            10.6 and 13.1
 //   wgmma for n = 16, against 46.5 / 43.8                                                    48.5 / 45.7
