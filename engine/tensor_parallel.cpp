@@ -10,6 +10,7 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -36,17 +37,15 @@ class TensorParallel::Threads {
 
   /// `abort` is called once, on a thread of its own, for the first error.
   Threads(int world, Abort abort) : abort_(std::move(abort)) {
-    for (int rank = 0; rank < world; ++rank) threads_.emplace_back([this, rank] { work(rank); });
-  }
-  ~Threads() {
-    {
-      std::lock_guard lock(mutex_);
-      stopping_ = true;
+    try {
+      for (int rank = 0; rank < world; ++rank) threads_.emplace_back([this, rank] { work(rank); });
+    } catch (const std::system_error& error) {
+      const size_t started = threads_.size();
+      end();
+      fail("--tp {}: the thread of rank {} cannot be started: {}", world, started, error.what());
     }
-    changed_.notify_all();
-    for (auto& thread : threads_) thread.join();
-    if (aborting_.joinable()) aborting_.join();
   }
+  ~Threads() { end(); }
 
   /// Runs the command on all ranks and waits for them, with `seconds` > 0 not longer than that and
   /// kReturnLimit more after a failure. Rethrows the first error.
@@ -67,12 +66,23 @@ class TensorParallel::Threads {
     if (first_error_) std::rethrow_exception(first_error_);
   }
 
-  bool failed() {
+  /// What the first error said; empty without one.
+  std::string cause() {
     std::lock_guard lock(mutex_);
-    return bool(first_error_);
+    return cause_;
   }
 
  private:
+  void end() {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    changed_.notify_all();
+    for (auto& thread : threads_) thread.join();
+    if (aborting_.joinable()) aborting_.join();
+  }
+
   void work(int rank) {
     uint64_t seen = 0;
     std::unique_lock lock(mutex_);
@@ -116,8 +126,13 @@ class TensorParallel::Threads {
   void record(std::exception_ptr error, const std::string& cause) {
     if (first_error_) return;
     first_error_ = std::move(error);
+    cause_ = cause.empty() ? "unknown error" : cause;
     // Aborting waits for the devices where a library does; the requests are not to wait for it.
-    aborting_ = std::thread([this, cause] { abort_(cause.c_str()); });
+    try {
+      aborting_ = std::thread([this] { abort_(cause_.c_str()); });
+    } catch (const std::system_error&) {  // no thread is to be had: they wait
+      abort_(cause_.c_str());
+    }
     changed_.notify_all();
   }
 
@@ -129,6 +144,7 @@ class TensorParallel::Threads {
   int running_ = 0;
   bool stopping_ = false;
   std::exception_ptr first_error_;  // stays: ranks that were aborted run nothing more
+  std::string cause_;               // written with it
   std::vector<std::thread> threads_;
   std::thread aborting_;
 };
@@ -165,16 +181,26 @@ TensorParallel::TensorParallel(const Backend& backend, int world, const DeviceOp
 }
 
 TensorParallel::~TensorParallel() {
-  if (!threads_ || !threads_->failed()) return;
+  const std::string cause = threads_ ? threads_->cause() : "";
+  if (cause.empty()) return;
   std::promise<void> gone;
   std::future<void> end = gone.get_future();
-  std::thread ending([&] {
-    threads_.reset();
-    runners_.clear();
-    gone.set_value();
-  });
+  std::thread ending;
+  try {
+    ending = std::thread([&] {
+      threads_.reset();
+      runners_.clear();
+      gone.set_value();
+    });
+  } catch (const std::system_error&) {  // no thread is to be had: nobody watches the end
+    return;
+  }
   if (end.wait_for(kEndLimit) == std::future_status::timeout) {
-    std::fputs("spinfer: a rank hangs and can be neither joined nor freed: the process ends\n", stderr);
+    // Who would have said the cause is not reached any more.
+    std::fputs(fmt::format(
+                   "spinfer: {}; a rank hangs and can be neither joined nor freed: the process ends\n", cause)
+                   .c_str(),
+               stderr);
     std::fflush(stdout);
     std::_Exit(1);
   }

@@ -8,8 +8,11 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#include "kernels/check.h"
 
 namespace spinfer {
 namespace {
@@ -45,46 +48,56 @@ struct ThreadPool::State {
   std::atomic<bool> stopping{false};
   std::exception_ptr error;
   std::vector<std::thread> workers;
+
+  /// Also of those that a pool got before it could have no more.
+  ~State() {
+    {
+      std::lock_guard lock(mutex);
+      stopping = true;
+    }
+    work_ready.notify_all();
+    for (auto& worker : workers) worker.join();
+  }
+  void work(int thread, int threads);
 };
+
+void ThreadPool::State::work(int thread, int threads) {
+  uint64_t seen = 0;
+  std::unique_lock lock(mutex);
+  while (true) {
+    lock.unlock();
+    spin_until([&] { return stopping || generation != seen; });
+    lock.lock();
+    work_ready.wait(lock, [&] { return stopping || generation != seen; });
+    if (stopping) return;
+    seen = generation;
+    const auto* mine = body;
+    lock.unlock();
+    std::exception_ptr failure;
+    try {
+      (*mine)(thread, threads);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    lock.lock();
+    if (failure && !error) error = failure;
+    if (--running == 0) work_done.notify_one();
+  }
+}
 
 ThreadPool::ThreadPool(int threads)
     : threads_(threads > 0 ? threads : std::max(1, usable_cores())), state_(std::make_unique<State>()) {
+  State& state = *state_;
   for (int t = 1; t < threads_; ++t) {
-    state_->workers.emplace_back([this, t] {
-      State& s = *state_;
-      uint64_t seen = 0;
-      std::unique_lock lock(s.mutex);
-      while (true) {
-        lock.unlock();
-        spin_until([&] { return s.stopping || s.generation != seen; });
-        lock.lock();
-        s.work_ready.wait(lock, [&] { return s.stopping || s.generation != seen; });
-        if (s.stopping) return;
-        seen = s.generation;
-        const auto* body = s.body;
-        lock.unlock();
-        std::exception_ptr error;
-        try {
-          (*body)(t, threads_);
-        } catch (...) {
-          error = std::current_exception();
-        }
-        lock.lock();
-        if (error && !s.error) s.error = error;
-        if (--s.running == 0) s.work_done.notify_one();
-      }
-    });
+    try {
+      state.workers.emplace_back([&state, t, all = threads_] { state.work(t, all); });
+    } catch (const std::system_error& error) {
+      fail("thread {} of {} cannot be started: {}; fewer may do (-t)", t + 1, threads_, error.what());
+    }
   }
 }
 
-ThreadPool::~ThreadPool() {
-  {
-    std::lock_guard lock(state_->mutex);
-    state_->stopping = true;
-  }
-  state_->work_ready.notify_all();
-  for (auto& worker : state_->workers) worker.join();
-}
+ThreadPool::~ThreadPool() = default;
 
 void ThreadPool::run(const std::function<void(int, int)>& body) {
   if (threads_ == 1) return body(0, 1);

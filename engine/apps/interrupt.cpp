@@ -5,6 +5,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -16,6 +17,7 @@ namespace {
 // The one piece of process-wide state: a signal is process-wide.
 std::atomic<int> signal_seen{0};
 std::atomic<int> grace_ms{250};
+std::atomic<int> drain_grace_ms{0};
 std::atomic<bool> sigint_only_noted{false};
 std::atomic<bool> sigint_noted{false};
 
@@ -57,13 +59,17 @@ void watch_interrupts() {
       sigint_noted = true;
     }
     signal_seen = signal;
-    wait_for_second(set, std::chrono::milliseconds(grace_ms));
+    const int drain = signal == SIGTERM ? int(drain_grace_ms) : 0;
+    wait_for_second(set, std::chrono::milliseconds(std::max(int(grace_ms), drain)));
     _exit(interrupt_status());
   }).detach();
 }
 
 void set_interrupt_grace(int seconds) {
   grace_ms = seconds * 1000;
+}
+void set_drain_grace(int seconds) {
+  drain_grace_ms = seconds * 1000;
 }
 void keep_running_on_sigint() {
   sigint_only_noted = true;

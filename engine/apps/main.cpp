@@ -120,7 +120,11 @@ int run(CLI::App& app, std::vector<std::string> arguments) {
 int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is a failed write, not a crash
-  spinfer::watch_interrupts();
+  try {
+    spinfer::watch_interrupts();
+  } catch (const std::exception& error) {
+    return say(kExitFailure, fmt::format("the thread that waits for signals: {}", error.what()));
+  }
   spdlog::set_default_logger(spdlog::stderr_color_mt("spinfer"));
   spdlog::set_level(spdlog::level::warn);
 

@@ -95,8 +95,11 @@ void run_serve(const ServeFlags& flags) {
   flags.config.check_source(flags.common.model);
   ServeOptions options = serve_options(flags);
   const std::string name = options.model_names.front();
-  // The watchdog of signals must not cut a drain short: what is left to do after it is quick.
-  set_interrupt_grace(int(flags.drain_timeout) + 10);
+  // The watchdog of signals must not cut a drain short, and leaves the answers to SIGINT time to go out: what
+  // is left to do after either is quick, but for a step or a rank that hangs.
+  constexpr int kAnswerGrace = 3, kDrainGrace = 10;
+  set_interrupt_grace(kAnswerGrace);
+  set_drain_grace(int(flags.drain_timeout) + kDrainGrace);
   ProgressBar bar("loading", ProgressUnit::bytes);
   options.engine.load_progress = bar.callback();
   ApiServer server(std::move(options));

@@ -1,9 +1,11 @@
 """Tensor parallelism over CPU ranks gives the tokens of one rank; degrees the heads do not allow are refused."""
 
 import json
+import resource
+import subprocess
 
 import program
-from program import DEMOS, LLAMA, OPT, VALID_TEXT, golden
+from program import DEMOS, LLAMA, OPT, SLOWNESS, VALID_TEXT, command, golden
 
 PROMPT = "The old man looked at her and said,"
 
@@ -55,6 +57,27 @@ class TensorParallel(program.ProgramTest):
             for degree in (3, 5, 8, 64):
                 self.refused(2, ["generate", "-m", directory, "-p", "a", "-tp", degree], says=["--tp", degree, "1, 2, 4"])
         self.refused(2, ["inspect", "-m", LLAMA, "--plan", "--tp", 3], says=["--tp", 3, "1, 2, 4"])
+
+    def test_threads_that_cannot_be_started(self):
+        if SLOWNESS > 1:
+            self.skipTest("a sanitizer needs more address space than is to be had here")
+        stack, refusals = 1 << 30, set()
+
+        def limits(stacks):
+            resource.setrlimit(resource.RLIMIT_STACK, (stack, stack))  # of every thread
+            resource.setrlimit(resource.RLIMIT_AS, (stack * stacks + (stack >> 1), stack * stacks + (stack >> 1)))
+
+        for stacks in range(1, 9):
+            done = subprocess.run(command("score", "-m", LLAMA, "--tokens", "5,6,7", "-tp", 4, "-t", 8, "--device", "cpu"),
+                                  capture_output=True, timeout=60,
+                                  preexec_fn=lambda: limits(stacks))  # noqa: B023: called at once
+            text = done.stderr.decode()
+            self.assertIn(done.returncode, (0, 1), text)
+            if done.returncode == 1:
+                self.assertEqual(text.count("\n"), 1, text)
+                self.assertTrue(text.startswith("spinfer: "), text)
+                refusals.update(what for what in ("thread of rank", "thread 2 of") if what in text)
+        self.assertEqual(refusals, {"thread of rank", "thread 2 of"})
 
     def test_shared_models(self):
         directory = self.need_assets("hf_goldens/llama-gqa-rope-llama3")  # 8 heads, 2 key-value heads

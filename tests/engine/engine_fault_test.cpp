@@ -256,7 +256,7 @@ TEST(TensorParallelDeathTest, ARankThatCannotBeJoinedEndsTheProcess) {
         } catch (const Error&) {
         }
       },
-      testing::ExitedWithCode(1), "a rank hangs");
+      testing::ExitedWithCode(1), "rank 0 gave up; a rank hangs");
 }
 
 TEST(TensorParallel, OneRankRunsOnTheCallersThread) {

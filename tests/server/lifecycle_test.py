@@ -348,6 +348,16 @@ class TheEnd(ProgramTest):
         self.assertLess(time.monotonic() - start, 15 * SLOWNESS)
         client.close()
 
+    def test_sigint_does_not_wait_for_a_rank_that_hangs(self):
+        server = Server("-tp", 2, env={"SPINFER_FAULT_STEP": "5", "SPINFER_FAULT_RANK": "1", "SPINFER_FAULT_HANG": "1"})
+        client = server.connect()
+        client.sendall(http_post("/v1/completions", LONG))
+        time.sleep(0.3)
+        start = time.monotonic()
+        self.assertEqual(server.stop(signal.SIGINT), 130)
+        self.assertLess(time.monotonic() - start, 10 * SLOWNESS)
+        client.close()
+
     def test_while_loading_it_says_so_and_can_be_stopped(self):
         # Random weights would be slow enough to see; the demo model is not. Either answer is right, never another.
         server = Server(ready=False)
