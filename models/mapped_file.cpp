@@ -6,11 +6,29 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 
 #include "kernels/check.h"
 
 namespace spinfer {
+namespace {
+
+/// Only what a signal handler may do.
+extern "C" void say_and_end(int) {
+  constexpr char kLine[] =
+      "spinfer: a mapped file cannot be read any more: it was cut off, or its disk failed\n";
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, kLine, sizeof(kLine) - 1);
+  ::_exit(1);
+}
+
+}  // namespace
+
+void end_where_pages_are_lost() {
+  struct sigaction action {};
+  action.sa_handler = say_and_end;
+  ::sigaction(SIGBUS, &action, nullptr);
+}
 
 std::shared_ptr<const MappedFile> MappedFile::open(const std::filesystem::path& path) {
   struct Descriptor {

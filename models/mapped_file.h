@@ -29,4 +29,8 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
+/// For programs: from now on a page that cannot be read (the file was cut off or its disk failed after it was
+/// mapped, or memory is damaged: SIGBUS) ends the process with one line on stderr and status 1.
+void end_where_pages_are_lost();
+
 }  // namespace spinfer

@@ -17,6 +17,7 @@
 #include "engine/apps/interrupt.h"
 #include "engine/apps/output.h"
 #include "kernels/check.h"
+#include "models/mapped_file.h"
 
 namespace {
 
@@ -120,6 +121,7 @@ int run(CLI::App& app, std::vector<std::string> arguments) {
 int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is a failed write, not a crash
+  spinfer::end_where_pages_are_lost();
   try {
     spinfer::watch_interrupts();
   } catch (const std::exception& error) {

@@ -6,10 +6,12 @@
 
 #include <csignal>
 #include <cstring>
+#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 
 #include "kernels/check.h"
+#include "models/mapped_file.h"
 #include "models/safetensors_writer.h"
 #include "tests/temporary_directory.h"
 
@@ -320,6 +322,20 @@ TEST(SafetensorsWriter, AFileThatCannotGrowIsNamed) {
   setrlimit(RLIMIT_FSIZE, &before);
   EXPECT_NE(message.find("out.safetensors.partial: writing"), std::string::npos) << message;
   EXPECT_TRUE(fs::is_empty(dir.path()));
+}
+
+TEST(MappedFileDeathTest, AFileCutOffWhileItIsMappedEndsTheProgramWithALine) {
+  const TemporaryDirectory directory;
+  const fs::path path = directory.path() / "weights";
+  std::ofstream(path) << std::string(1 << 16, 'w');
+  EXPECT_EXIT(
+      {
+        end_where_pages_are_lost();
+        const auto file = MappedFile::open(path);
+        fs::resize_file(path, 1);
+        std::exit(int(*static_cast<const volatile std::byte*>(&file->bytes().back())));
+      },
+      testing::ExitedWithCode(1), "a mapped file cannot be read any more");
 }
 
 }  // namespace
