@@ -47,6 +47,23 @@ def readable(document):
     return re.sub(r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text) + "\n"
 
 
+def run_parts(check, parts, done):
+    """Calls check's method of each part's name, then done(part, what it found and the environment, or None, seconds). A part
+    that fails does not end the others. True if none failed."""
+    passed = True
+    for part in parts:
+        begin = time.monotonic()
+        try:
+            found = getattr(check, part)()
+        except Exception as error:  # noqa: BLE001  whatever it is, the other parts still count
+            passed = False
+            check.say(f"{part} FAILED: {type(error).__name__}: {error}")
+            continue
+        seconds = time.monotonic() - begin
+        done(part, {**check.environment(), **found, "seconds": round(seconds, 1)} if found else None, seconds)
+    return passed
+
+
 class Check:
     def __init__(self, args):
         self.args, self.begin = args, time.monotonic()
@@ -182,20 +199,11 @@ class Check:
         return figures
 
     def run(self, parts):
-        passed = True
-        for part in parts:
-            begin = time.monotonic()
-            try:
-                found = getattr(self, part)()
-            except Exception as error:  # noqa: BLE001  whatever it is, the other parts still count
-                passed = False
-                self.say(f"{part} FAILED: {type(error).__name__}: {error}")
-                continue
-            if found:
-                result = {**self.environment(), **found, "seconds": round(time.monotonic() - begin, 1)}
+        def done(part, result, _):
+            if result:
                 name = f"capped_{self.args.cap_gb:g}gb" if part == "capped" else part
                 (self.args.out / f"serving_{name}.json").write_text(readable(result))
-        return passed
+        return run_parts(self, parts, done)
 
 
 class Server:

@@ -35,7 +35,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from serving_check import metrics, post, prompt_of, readable, vanish_after
+from serving_check import metrics, post, prompt_of, readable, run_parts, vanish_after
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "all_reduce", "faults", "serve", "checkpoint", "load", "latency")
@@ -340,20 +340,11 @@ class Check:
             (self.args.out / f"tp_{model}.json").write_text(readable(result))
 
     def run(self, parts):
-        passed = True
-        for part in parts:
-            begin = time.monotonic()
-            try:
-                found = getattr(self, part)()
-            except Exception as error:  # noqa: BLE001  whatever it is, the other parts still count
-                passed = False
-                self.say(f"{part} FAILED: {type(error).__name__}: {error}")
-                continue
-            if found:
-                result = {**self.environment(), **found, "seconds": round(time.monotonic() - begin, 1)}
+        def done(part, result, seconds):
+            if result:
                 (self.args.out / f"tp_{part}.json").write_text(readable(result).replace(f"{self.args.out}/", ""))
-            self.say(f"{part}: {time.monotonic() - begin:.1f} s")
-        return passed
+            self.say(f"{part}: {seconds:.1f} s")
+        return run_parts(self, parts, done)
 
 
 def main():

@@ -7,6 +7,23 @@
 
 namespace spinfer::cuda::spmm {
 
+/// By one lane: a record into its slot, a piece into the ring.
+__device__ inline void copy_record(uint32_t warp_map, uint32_t slot, const uint8_t* from, uint32_t bytes,
+                                   uint64_t policy) {
+  const uint32_t full = warp_map + uint32_t(offsetof(WarpMap, record_full)) + 8 * slot;
+  ptx::barrier_arrive_expect(full, bytes);
+  ptx::copy_bulk(warp_map + uint32_t(offsetof(WarpMap, record)) + slot * uint32_t(sizeof(WarpMap::record[0])),
+                 from, bytes, full, policy);
+}
+__device__ inline void copy_piece(uint32_t warp_map, uint32_t slot, const uint8_t* from, uint64_t policy) {
+  const uint32_t full = warp_map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * slot;
+  // Into the last slot a row more: the ring's last row repeats its first.
+  const uint32_t bytes = slot == kRingPieces - 1 ? kPieceBytes + kTrackRowBytes : kPieceBytes;
+  ptx::barrier_arrive_expect(full, bytes);
+  ptx::copy_bulk(warp_map + slot * kPieceBytes, from, bytes, full, policy);
+}
+static_assert(offsetof(WarpMap, ring) == 0);
+
 /// A multiplying warp's records, one a unit, into its two slots. All lanes have the same counts; one starts
 /// the copies.
 struct RecordFeed {
@@ -27,13 +44,7 @@ struct RecordFeed {
   __device__ void bring_next(const Problem& p, uint32_t warp_map, uint32_t slot, uint64_t policy) {
     if (left == 0) return;
     const uint32_t bytes = uint32_t(sizeof(ChunkHead)) + walk.blocks(p) * kMaskRowBytes;
-    if (ptx::elect_one()) {
-      const uint32_t full = warp_map + uint32_t(offsetof(WarpMap, record_full)) + 8 * slot;
-      ptx::barrier_arrive_expect(full, bytes);
-      ptx::copy_bulk(
-          warp_map + uint32_t(offsetof(WarpMap, record)) + slot * uint32_t(sizeof(WarpMap::record[0])), from,
-          bytes, full, policy);
-    }
+    if (ptx::elect_one()) copy_record(warp_map, slot, from, bytes, policy);
     go_on(p, bytes);
   }
 
@@ -87,14 +98,7 @@ struct PieceFeed {
   /// The slot's last piece must have been read by all lanes. Of this strip only.
   __device__ void bring_next(uint32_t warp_map, uint64_t policy) {
     if (left == 0) return;
-    const uint32_t slot = brought % kRingPieces;
-    if (ptx::elect_one()) {
-      const uint32_t full = warp_map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * slot;
-      // Into the last slot a row more: the ring's last row repeats its first.
-      const uint32_t bytes = slot == kRingPieces - 1 ? kPieceBytes + kTrackRowBytes : kPieceBytes;
-      ptx::barrier_arrive_expect(full, bytes);
-      ptx::copy_bulk(warp_map + slot * kPieceBytes, from, bytes, full, policy);
-    }
+    if (ptx::elect_one()) copy_piece(warp_map, brought % kRingPieces, from, policy);
     from += kPieceBytes;
     --left;
     ++brought;
@@ -109,19 +113,12 @@ struct PieceFeed {
     while (left > 0 && brought - given_up < kRingPieces) bring_next(warp_map, policy);
   }
 };
-static_assert(offsetof(WarpMap, ring) == 0);
-
 /// The first record and piece of a run, as early as can be.
 __device__ inline void bring_first(const Problem& p, const RunStart& start, uint32_t warp_map,
                                    uint64_t policy) {
   if (start.record_bytes == 0 || !ptx::elect_one()) return;
-  const uint32_t record_full = warp_map + uint32_t(offsetof(WarpMap, record_full));
-  ptx::barrier_arrive_expect(record_full, start.record_bytes);
-  ptx::copy_bulk(warp_map + uint32_t(offsetof(WarpMap, record)), p.records + int64_t(start.record) * 16,
-                 start.record_bytes, record_full, policy);
-  const uint32_t piece_full = warp_map + uint32_t(offsetof(WarpMap, piece_full));
-  ptx::barrier_arrive_expect(piece_full, kPieceBytes);
-  ptx::copy_bulk(warp_map, p.values + int64_t(start.row) * kTrackRowBytes, kPieceBytes, piece_full, policy);
+  copy_record(warp_map, 0, p.records + int64_t(start.record) * 16, start.record_bytes, policy);
+  copy_piece(warp_map, 0, p.values + int64_t(start.row) * kTrackRowBytes, policy);
 }
 
 /// Where the warp's part of a block's run begins.

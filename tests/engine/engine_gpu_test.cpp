@@ -5,57 +5,24 @@
 #include <algorithm>
 #include <cmath>
 #include <iostream>
-#include <random>
 
-#include "kernels/backend.h"
-#include "tests/engine/engine_fixture.h"
+#include "tests/engine/engine_gpu_fixture.h"
 
 namespace spinfer {
 namespace {
 
-namespace fs = std::filesystem;
-
-constexpr double kNearTie = 0.02;  ///< nat; tokens closer than this may swap
-constexpr int kVocab = 500;        ///< ids both demo models know
-
-class EngineGpu : public testing::TestWithParam<const char*> {
+class EngineGpu : public DemoModelOnGpus {
  protected:
-  void SetUp() override {
-    const Backend* cuda = cuda_backend();
-    if (!cuda || cuda->device_count() == 0) GTEST_SKIP() << "no CUDA device";
-    model_ = fs::path(SPINFER_SOURCE_DIR) / "tests/data" / GetParam();
-    if (!fs::exists(model_)) GTEST_SKIP() << "no model at " << model_;
-  }
+  EngineGpu() : DemoModelOnGpus(1) {}
 
   std::unique_ptr<Engine> engine(const char* device, bool dense, bool deterministic = false,
                                  std::optional<bool> graphs = {}) const {
-    EngineOptions options;
-    options.deterministic = deterministic;
+    EngineOptions options = model_options(device, deterministic);
     options.graphs = graphs;
-    options.model = model_;
-    options.device = device;
     options.dense = dense;
-    options.min_sparsity = 0.1;
-    options.max_num_seqs = 8;
-    options.prefix_caching = false;  // so that a repeated prompt is computed alike
-    options.kv_cache_bytes = int64_t{64} << 20;
     return Engine::create(options);
   }
-
-  fs::path model_;
 };
-
-/// Prompts of odd lengths, one longer than a decode split and a prefill tile.
-std::vector<std::vector<int32_t>> prompts() {
-  std::mt19937 random(7);
-  std::vector<std::vector<int32_t>> all;
-  for (const int length : {1, 2, 17, 45, 140}) {
-    std::vector<int32_t> prompt;
-    for (int i = 0; i < length; ++i) prompt.push_back(int32_t(5 + random() % (kVocab - 5)));
-    all.push_back(prompt);
-  }
-  return all;
-}
 
 struct Answers {
   std::vector<Answer> scored, greedy;

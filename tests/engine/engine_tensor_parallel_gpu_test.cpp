@@ -6,56 +6,22 @@
 #include <chrono>
 #include <cmath>
 #include <iostream>
-#include <random>
 
-#include "kernels/backend.h"
-#include "tests/engine/engine_fixture.h"
+#include "tests/engine/engine_gpu_fixture.h"
 
 namespace spinfer {
 namespace {
 
-namespace fs = std::filesystem;
-
-constexpr double kNearTie = 0.02;  ///< nat; tokens closer than this may swap
-constexpr int kVocab = 500;        ///< ids both demo models know
-
-class EngineTwoGpus : public testing::TestWithParam<const char*> {
+class EngineTwoGpus : public DemoModelOnGpus {
  protected:
-  void SetUp() override {
-    const Backend* cuda = cuda_backend();
-    const int gpus = cuda ? cuda->device_count() : 0;
-    if (gpus < 2) GTEST_SKIP() << "needs two CUDA devices, has " << gpus;
-    model_ = fs::path(SPINFER_SOURCE_DIR) / "tests/data" / GetParam();
-    if (!fs::exists(model_)) GTEST_SKIP() << "no model at " << model_;
-  }
+  EngineTwoGpus() : DemoModelOnGpus(2) {}
 
   EngineOptions options(int ranks, bool deterministic = false) const {
-    EngineOptions options;
-    options.model = model_;
-    options.device = "cuda";
+    EngineOptions options = model_options("cuda", deterministic);
     options.tensor_parallel = ranks;
-    options.deterministic = deterministic;
-    options.min_sparsity = 0.1;
-    options.max_num_seqs = 8;
-    options.prefix_caching = false;  // so that a repeated prompt is computed alike
-    options.kv_cache_bytes = int64_t{64} << 20;
     return options;
   }
-
-  fs::path model_;
 };
-
-/// Prompts of odd lengths.
-std::vector<std::vector<int32_t>> prompts() {
-  std::mt19937 random(7);
-  std::vector<std::vector<int32_t>> all;
-  for (const int length : {1, 2, 17, 45, 140}) {
-    std::vector<int32_t> prompt;
-    for (int i = 0; i < length; ++i) prompt.push_back(int32_t(5 + random() % (kVocab - 5)));
-    all.push_back(prompt);
-  }
-  return all;
-}
 
 /// Scored prompts, then greedy answers.
 std::vector<Answer> answers_of(Engine& engine) {
