@@ -4,6 +4,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/spmm_plan.h"
 #include "kernels/cuda/spmm_prefill.h"
 
 namespace spinfer::cuda {
@@ -49,7 +50,7 @@ bool can_run(LinearKernel kernel, const LinearProblem& p, const GpuFacts& gpu) {
     case LinearKernel::scratch:
       return !p.dense && (p.canonical || p.streams);
     case LinearKernel::stream:
-      return hopper && p.streams && p.n <= kDecodeTokens;
+      return hopper && p.streams && p.n <= kStreamMaxTokens;
     case LinearKernel::fused:
       return hopper && p.streams && plan_prefill({p.m, p.k, p.chunks}, p.max_chunk_rows, p.n, gpu).runs();
   }
@@ -60,7 +61,7 @@ LinearKernel choose_linear_kernel(const LinearProblem& p, const GpuFacts& gpu) {
   std::array kinds{LinearKernel::dense, LinearKernel::stream, LinearKernel::smbd};
   if (p.n > fused_tokens(p)) {
     kinds = {LinearKernel::dense, LinearKernel::scratch, LinearKernel::fused};
-  } else if (p.n > kDecodeTokens) {
+  } else if (p.n > kStreamMaxTokens) {
     kinds = {LinearKernel::dense, LinearKernel::fused, LinearKernel::scratch};
   }
   for (const LinearKernel kernel : kinds)

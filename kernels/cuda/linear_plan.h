@@ -11,7 +11,7 @@ struct GpuFacts;
 enum class LinearKernel {
   dense,    ///< cuBLAS(Lt) on a dense weight (dense_linear.h)
   smbd,     ///< portable SpMM on the canonical arrays (spmm_smbd.h)
-  stream,   ///< Hopper SpMM on the strip streams, n ≤ 64 (spmm.h)
+  stream,   ///< Hopper SpMM on the strip streams, n ≤ kStreamMaxTokens (spmm.h)
   scratch,  ///< decode to a one-matrix dense scratch, then cuBLASLt
   fused,    ///< Hopper prefill: decode into wgmma's A registers, X through TMA (spmm_prefill.h)
 };
@@ -36,7 +36,7 @@ inline constexpr bool kBuiltForHopper = true;
 inline constexpr bool kBuiltForHopper = false;
 #endif
 
-/// Where n ≤ 64 the weights' bytes decide, above the tensor cores do.
+/// Up to here the weights' bytes decide; a deterministic context multiplies in pieces of so many tokens.
 inline constexpr int kDecodeTokens = 64;
 
 /// Whether the kernel is right for the problem on this GPU (not whether it is the fastest).

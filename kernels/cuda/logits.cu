@@ -6,6 +6,7 @@
 #include "kernels/cuda/dense_linear.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/linear_invariant.h"
+#include "kernels/cuda/linear_plan.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/spmm.h"
 #include "kernels/cuda/tca_bme_device.h"
@@ -27,8 +28,9 @@ __global__ void add_bias_kernel(const __half* bias, int64_t m, int n, float* log
 
 /// Rows in pieces of what the decode kernel takes: sampled rows are as few as sequences.
 void stream_logits(Context& context, const LogitsArgs& args, const StripStream& streams) {
-  for (int begin = 0; begin < args.n; begin += kStreamMaxTokens) {
-    SpmmArgs a{.w = streams, .x = args.x + begin * args.w.k, .n = std::min(kStreamMaxTokens, args.n - begin)};
+  const int most = context.deterministic() ? kDecodeTokens : kStreamMaxTokens;
+  for (int begin = 0; begin < args.n; begin += most) {
+    SpmmArgs a{.w = streams, .x = args.x + begin * args.w.k, .n = std::min(most, args.n - begin)};
     a.bias = args.w.bias;
     a.y = args.logits + begin * args.w.m;
     a.fp32_out = true;

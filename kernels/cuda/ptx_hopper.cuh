@@ -123,9 +123,10 @@ __device__ inline float4 load_relaxed(const float4* global) {
                : "memory");
   return v;
 }
-__device__ inline void store_relaxed(float4* global, float4 v) {
-  asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(global), "f"(v.x), "f"(v.y),
-               "f"(v.z), "f"(v.w)
+/// To global or shared memory.
+__device__ inline void store_relaxed(float4* to, float4 v) {
+  asm volatile("st.relaxed.gpu.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z),
+               "f"(v.w)
                : "memory");
 }
 /// 16 bytes of shared memory.
@@ -219,6 +220,14 @@ __device__ inline void wgmma<64>(float (&d)[32], const uint32_t* a, uint64_t b) 
   asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" SPINFER_WGMMA_NAMES_32
                "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
                : SPINFER_WGMMA_SUMS_32(d)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+template <>
+__device__ inline void wgmma<96>(float (&d)[48], const uint32_t* a, uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 {" SPINFER_WGMMA_NAMES_48
+               "}, {%48, %49, %50, %51}, %52, 1, 1, 1, 0;"
+               : SPINFER_WGMMA_SUMS_48(d)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 

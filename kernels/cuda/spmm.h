@@ -1,4 +1,4 @@
-// The Hopper SpMM of the decode regime: y = act(W·x + b) + residual for n ≤ 64 tokens, W as strip streams
+// The Hopper SpMM of the decode regime: y = act(W·x + b) + residual for n ≤ 96 tokens, W as strip streams
 // (kernels/format/strip_stream.h). Needs sm_90a.
 #pragma once
 

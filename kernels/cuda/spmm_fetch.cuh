@@ -4,6 +4,7 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/ptx_hopper.cuh"
 #include "kernels/cuda/spmm_shared.cuh"
+#include "kernels/cuda/spmm_sums.cuh"
 
 namespace spinfer::cuda::spmm {
 
@@ -30,15 +31,12 @@ struct RecordFeed {
   const uint8_t* from;
   ChunkWalk walk;
   int left;
-  int64_t to_next_team;  // from a strip's end to the beginning of the warp's next
+  int strip;
 
   /// `walk` is at the first chunk, whose record `start` has brought.
-  __device__ RecordFeed(const Problem& p, const RunStart& start, int units, const ChunkWalk& walk)
-      : from(p.records + int64_t(start.record) * 16),
-        walk(walk),
-        left(units),
-        to_next_team((kSpmmWarps - 1) * p.record_bytes) {
-    if (left > 0) go_on(p, start.record_bytes);
+  __device__ RecordFeed(const Problem& p, const RunStart& start, int strip, int units, const ChunkWalk& walk)
+      : from(p.records + int64_t(start.record) * 16), walk(walk), left(units), strip(strip) {
+    go_on(p, start.record_bytes);
   }
   /// What was in the slot must have been read by all lanes.
   __device__ void bring_next(const Problem& p, uint32_t warp_map, uint32_t slot, uint64_t policy) {
@@ -54,7 +52,8 @@ struct RecordFeed {
     --left;
     if (walk.next(p)) [[unlikely]] {
       asm volatile("");  // a branch, or every chunk pays for it
-      from += to_next_team;
+      strip += kSpmmWarps;
+      from = p.records + read_strip(p, strip) * p.record_bytes;
     }
   }
 };
@@ -82,9 +81,10 @@ struct PieceFeed {
   __device__ void look_ahead(const Problem& p) {
     next_left = 0;
     if (next_strip > last_strip) return;
-    const StripPlace place = p.places[next_strip];
+    const int strip = read_strip(p, next_strip);
+    const StripPlace place = p.places[strip];
     next_left = place.pieces;
-    if (next_strip == last_strip) next_left = pieces_before(p, next_strip, end_chunk, place);
+    if (next_strip == last_strip) next_left = pieces_before(p, strip, end_chunk, place);
     next_from = p.values + int64_t(place.row) * kTrackRowBytes;
     next_strip += kSpmmWarps;
   }
@@ -116,17 +116,16 @@ struct PieceFeed {
 /// The first record and piece of a run, as early as can be.
 __device__ inline void bring_first(const Problem& p, const RunStart& start, uint32_t warp_map,
                                    uint64_t policy) {
-  if (start.record_bytes == 0 || !ptx::elect_one()) return;
+  if (!ptx::elect_one()) return;
   copy_record(warp_map, 0, p.records + int64_t(start.record) * 16, start.record_bytes, policy);
   copy_piece(warp_map, 0, p.values + int64_t(start.row) * kTrackRowBytes, policy);
 }
 
 /// Where the warp's part of a block's run begins.
 __device__ inline RunStart run_start(const Problem& p, int block, int warp) {
-  const int begin = first_unit(p, block), end = min(first_unit(p, block + 1), end_of_strips(p, warp));
-  if (begin >= end) return {};
+  const int begin = first_unit(p, block), end = first_unit(p, block + 1);
   const int team = begin / p.shape.chunks, chunk = begin - team * p.shape.chunks;
-  const int strip = team * kSpmmWarps + warp;
+  const int strip = read_strip(p, team * kSpmmWarps + warp);
   const int64_t record = strip * p.record_bytes + record_begin(p, chunk);
   const auto* head = reinterpret_cast<const ChunkHead*>(p.records + record);
   const StripPlace place = p.places[strip];
@@ -149,6 +148,7 @@ __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedM
   const int begin = first_unit(p, int(blockIdx.x)), units = first_unit(p, int(blockIdx.x) + 1) - begin;
   ChunkWalk walk(p, begin - int(p.by_chunks.divide(uint32_t(begin))) * p.shape.chunks);
   const uint64_t policy = ptx::evict_normal_policy();
+  if (lane == 0) shared.last_team = find_team_share<kN>(p);  // x_full tells the others
   ptx::wait_for_previous_grids();
   int stage = 0;
   uint32_t parity = 1;  // the stages begin empty

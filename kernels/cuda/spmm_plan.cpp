@@ -66,7 +66,7 @@ std::string SpmmPlan::to_string() const {
 
 SpmmPlan plan_spmm(const StripShape& shape, int n, const GpuFacts& gpu) {
   SpmmPlan plan;
-  plan.n_tile = n <= 8 ? 8 : n <= 16 ? 16 : n <= 32 ? 32 : 64;
+  plan.n_tile = n <= 8 ? 8 : n <= 16 ? 16 : n <= 32 ? 32 : n <= 64 ? 64 : 96;
   plan.teams = teams_of(shape);
   plan.units = plan.teams * shape.chunks;
   plan.grid = int(std::min<int64_t>(plan.units, gpu.sm_count));

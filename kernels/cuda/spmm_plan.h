@@ -11,7 +11,7 @@ namespace spinfer::cuda {
 
 struct GpuFacts;
 
-inline constexpr int kStreamMaxTokens = 64;
+inline constexpr int kStreamMaxTokens = 96;
 
 /// Multiplying warps of a thread block, a strip each; their strips are a team. One more warp brings X.
 inline constexpr int kSpmmWarps = 8;
@@ -33,7 +33,7 @@ int refine_strip_chunks(const StripShape& shape);
 
 /// How one problem runs. Blocks take even runs of units: team by team, chunk by chunk.
 struct SpmmPlan {
-  int n_tile = 8;  ///< columns of the accumulators: 8, 16, 32 or 64
+  int n_tile = 8;  ///< columns of the accumulators: 8, 16, 32, 64 or 96
   int64_t teams = 1;
   int64_t units = 1;  ///< teams · chunks
   int grid = 1;

@@ -45,7 +45,7 @@ struct Problem {
   int extra_blocks;   // blocks % chunks
   int units;
   int64_t record_bytes;  // of a strip
-  FastDivisor by_grid, by_chunks;
+  FastDivisor by_grid, by_chunks, by_units;
   int x_blocks;  // of X in a stage; a chunk's stages are about even
   int n;
   bool x_by_copy;   // X by bulk copies; otherwise element by element
@@ -59,7 +59,9 @@ struct Problem {
 /// Room for X in a stage, in blocks of 64 columns: each stage costs a warp some 40 instructions, so few
 /// tokens have whole chunks in one. Three stages let the fastest warp be a stage ahead of the slowest.
 template <int kN>
-inline constexpr int kXBlocks = kN <= 16 ? kMaxChunkBlocks : 128 / kN;
+inline constexpr int kXBlocks = kN <= 16  ? kMaxChunkBlocks
+                                : kN > 64 ? 1
+                                          : 128 / kN;
 template <int kN>
 inline constexpr int kXStages = 3;
 
@@ -78,9 +80,9 @@ inline constexpr int kXStageBytes = kUseWgmma<kN> ? kXBlocks<kN>* kN * 128 : kN*
 template <int kN>
 inline constexpr bool kSpareRegisters = kN >= 16;
 template <int kN>
-inline constexpr int kSpareWarpRegisters = kN == 64 ? 24 : 40;
+inline constexpr int kSpareWarpRegisters = kN >= 64 ? 24 : 40;
 template <int kN>
-inline constexpr int kMultiplyRegisters = kN == 64 ? 240 : 232;
+inline constexpr int kMultiplyRegisters = kN >= 64 ? 240 : 232;
 template <int kN>
 inline constexpr int kThreads = (kSpmmWarps + (kSpareRegisters<kN> ? 4 : 1)) * 32;
 
@@ -93,11 +95,26 @@ struct alignas(128) WarpMap {
   uint64_t record_full[2];
 };
 
+/// Who adds up which sums of the last team of a block's run (spmm_sums.cuh). A place is a strip's sums in
+/// Problem::partials, twice a block: what a block has of a team that other blocks began before it is at place
+/// 2·block.
+struct TeamShare {
+  int owners;        ///< blocks that have units of the team
+  int own_place;     ///< this block's
+  int first_place;   ///< the first owner's
+  int other_places;  ///< the second's; the next are 2 on
+  int item;          ///< this block adds up the items item, item + step, …; of kStripItems on are none
+  int step;
+  int entries;    ///< partial sums to add up: for each of its items one an owner
+  int by_owners;  ///< entry / owners = entry · by_owners / 65536
+};
+
 template <int kN>
 struct SharedMap {
   alignas(1024) uint8_t x[kXStages<kN>][kXStageBytes<kN>];
   WarpMap warp[kSpmmWarps];  // behind the last record lanes read on, by a row of masks
   NibbleTable table;
+  TeamShare last_team;
   uint64_t x_full[kXStages<kN>];
   uint64_t x_empty[kXStages<kN>];
 };
@@ -107,7 +124,7 @@ __device__ inline int first_unit(const Problem& p, int block) {
 }
 /// The block whose run holds `unit`.
 __device__ inline int block_of(const Problem& p, int unit) {
-  return int((uint32_t(unit + 1) * gridDim.x - 1) / uint32_t(p.units));
+  return int(p.by_units.divide(uint32_t(unit + 1) * gridDim.x - 1));
 }
 
 /// StripShape's block_begin and record_begin in 32 bits.
@@ -118,10 +135,10 @@ __device__ inline int64_t record_begin(const Problem& p, int chunk) {
   return int64_t(chunk) * int64_t(sizeof(ChunkHead)) + int64_t(block_begin(p, chunk)) * kMaskRowBytes;
 }
 
-/// Of the last team some strips may not exist; their warps only let X pass. Where such a warp's units would
-/// end that has them.
-__device__ inline int end_of_strips(const Problem& p, int warp) {
-  return (p.strips - warp + kSpmmWarps - 1) / kSpmmWarps * p.shape.chunks;
+/// Of the last team some strips may not exist. Their warps multiply the last strip once more, for nothing: no
+/// row of theirs is stored.
+__device__ inline int read_strip(const Problem& p, int strip) {
+  return min(strip, p.strips - 1);
 }
 
 /// Walks a strip's chunks, round and round. StripShape::chunk_blocks without its divisions.

@@ -1,4 +1,4 @@
-// The Hopper SpMM of the decode regime: y [n][m] = act(W·x + b) + residual, n ≤ 64, W as strip streams
+// The Hopper SpMM of the decode regime: y [n][m] = act(W·x + b) + residual, n ≤ 96, W as strip streams
 // (sm_90a).
 //
 // Layout    kernels/format/strip_stream.h: strips of 32 rows, two tiers of 16, in chunks of up to 8 blocks of
@@ -17,8 +17,10 @@
 //           the half before is multiplied, its table entries while that one is assembled. X: bulk copies
 //           on an mbarrier ring. n ≤ 16: mma.sync with ldmatrix, warps need not meet; n > 16: wgmma, X is
 //           read by the tensor cores. Where a warp's run begins stands in a table (RunStart). Weights stream
-//           before griddepcontrol.wait; X, residual, y and the partial sums are touched after it.
-// Split     A team's sums are added in block order (TeamSums): bitwise reproducible. Neither cut nor grid
+//           before griddepcontrol.wait; X, residual, y and the partial sums are touched after it. Until X is
+//           there a warp has one piece under way at a time: the queues of memory are everybody's.
+// Split     A team's sums are added in block order (spmm_sums.cuh): bitwise reproducible. Neither cut nor
+// grid
 //           depends on n, so a token's result depends on the batch only where n chooses another way to
 //           multiply; a deterministic context therefore chooses one for all n.
 //
@@ -33,8 +35,8 @@
 //           issue slots: fixed latencies, as two warps a scheduler are too few to cover them, and no more
 //           rings fit. Leaving out mma.sync gains 4.6 µs of 41 (70 %, n = 8), the four prmt 4.3, one of the
 //           two window loads 2.6, the table's loads 0.8. Each step of n brings X's bytes: at n = 64 they are
-//           two thirds of the weights'. Small matrices: half of a 4096×4096's 10.5 µs pass before the first
-//           product, while all of it is on its way into the rings; some 2 are the split's sums.
+//           two thirds of the weights'. Small matrices: of a 4096×4096's 9.2 µs (50 %, n = 8) 2.2 pass
+//           between the last block of the launch before and X, 4.1 multiply, some 2 are the split's sums.
 //
 // What was tried (12288×12288, µs at 50 % / 70 %; n = 8 unless said; h200_decode_steps.json from "two tiers"
 // on):
@@ -65,14 +67,23 @@
 //   mma.sync for n = 32, against 55.8 / 53.1                                                 56.3 / 55.0
 //   where a warp begins looked up once                                                       44.2 / 39.2
 //   X asked for first, and for n ≤ 16 by plain copies: no difference beyond the GPUs' own
-// Next: three warps a scheduler, which needs rings of 48 rows; blocks of half the shared memory so that
-// launches overlap; less under way at the start of a small matrix.
+//   a piece at a time until X is there (12288×4096, 50 %, n = 8 and 32: 19.1 and 24.1 → 18.2 and 22.9;
+//   4096×4096, n = 8: 10.7 → 9.4); until all are there, or two at a time, gains half of that
+//   sums: all owners' in one round, addresses by shuffles, who adds what found by X's warp (4096×4096, 50 %,
+//   n = 8, 16, 64: 9.3, 10.3, 16.1 → 9.1, 9.9, 14.7; 12288×12288, 70 %, n = 16: 43.0 → 42.2)
+//   shares dealt so that every owner adds up some: the next launch's weights come later    10.4 → 11.3
+//   one set of sums for mma.sync (12288×12288, 70 %, n = 16)                                43.7 → 45.1
+//   n = 96 here instead of in the prefill kernel (12288×12288, 50 %), and n = 128       82.0 → 73.3, 95 → 92
+// Next: three warps a scheduler, which needs rings of 48 rows; refills and chunk borders (15 and 10 % of the
+// loop's time) by other warps; chunks cut to the grid: 13 of 5120×5120's 260 units make runs of 14 blocks
+// where 12.1 would be even.
 #include <algorithm>
 #include <type_traits>
 
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/linear_plan.h"
 #include "kernels/cuda/spmm.h"
 #include "kernels/cuda/spmm_fetch.cuh"
 #include "kernels/cuda/spmm_sums.cuh"
@@ -221,13 +232,19 @@ struct StripCursor {
     uint32_t starts, first_row, counts, masks[kStripTiers];
   } head;  // of the chunk to enter next
 
-  /// What `bring_first` has left, when all warps have asked for that: memory takes some 5 µs for all of it,
-  /// and would serve the first warps whole before the last ones begin.
-  __device__ void fill(const Problem& p) {
-    records.bring_next(p, map, 1, policy);
-#pragma unroll 1
-    for (int i = 1; i < kRingPieces; ++i) pieces.bring_next(map, policy);
+  /// What `bring_first` has left, a piece after the other until X is there (`x_full`, its first stage's
+  /// barrier). All at once would take memory some 5 µs, and X, the sums of the launch before and the first
+  /// pieces of blocks that start later would stand behind it in the queue.
+  __device__ void fill(const Problem& p, uint32_t x_full) {
     pieces.look_ahead(p);
+#pragma unroll 1
+    for (uint32_t i = 0; i + 1 < kRingPieces && pieces.left > 0; ++i) {
+      const uint32_t full = map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * i;
+      while (!ptx::barrier_test(full, 0) && !ptx::barrier_test(x_full, 0)) {
+      }
+      pieces.bring_next(map, policy);
+    }
+    records.bring_next(p, map, 1, policy);
   }
   __device__ uint32_t record_address(uint32_t which) const {
     return map + uint32_t(offsetof(WarpMap, record)) + (which & 1) * uint32_t(sizeof(WarpMap::record[0]));
@@ -338,30 +355,6 @@ __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decode
   }
 }
 
-/// What a warp without a strip does while the others multiply a chunk: lets X pass. A warpgroup's wgmmas need
-/// all of its warps.
-template <int kN>
-__device__ void pass_chunk(const Problem& p, uint32_t x_stages, int blocks, XStage<kN>& x, int lane,
-                           Accumulators<kN>& acc) {
-#pragma unroll 1
-  for (int block = 0; block < blocks; block += p.x_blocks) {
-    x.wait();
-    if constexpr (kUseWgmma<kN>) {
-      const uint32_t zeros[kStripTiers][8] = {};
-      WarpgroupMultiplier<kN> multiplier(x_stages + x.stage * kXStageBytes<kN>, lane);
-#pragma unroll 1
-      for (int i = 2 * min(p.x_blocks, blocks - block); i > 0; --i) {
-        multiplier.multiply(acc, zeros, i % 2);
-        x.let_go(lane);
-      }
-      ptx::wgmma_wait<0>();
-    } else {
-      x.let_go(lane);
-    }
-    x.next();
-  }
-}
-
 template <int kN>
 __global__ void __launch_bounds__(kThreads<kN>, 1)
     spmm_stream_kernel(const __grid_constant__ Problem p, const __grid_constant__ CUtensorMap x_map) {
@@ -405,66 +398,44 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   int team = int(p.by_chunks.divide(uint32_t(begin)));
   ChunkWalk walk(p, begin - team * p.shape.chunks);
   ptx::named_barrier(kStartBarrier, kThreads<kN>);  // X's barriers and the table before anyone uses them
-  const int own_end = max(begin, min(end, end_of_strips(p, warp)));
-  const int last_team = own_end > begin ? int(p.by_chunks.divide(uint32_t(own_end - 1))) : -1;
-  StripCursor cursor{.records = RecordFeed(p, start, own_end - begin, walk),
+  const int last_team = int(p.by_chunks.divide(uint32_t(end - 1)));
+  StripCursor cursor{.records = RecordFeed(p, start, team * kSpmmWarps + warp, end - begin, walk),
                      .pieces = PieceFeed(p, start, team * kSpmmWarps + warp, last_team * kSpmmWarps + warp,
-                                         own_end - last_team * p.shape.chunks),
+                                         end - last_team * p.shape.chunks),
                      .policy = policy,
                      .map = map};
-  cursor.fill(p);
   const uint32_t x_stages = once(ptx::shared_address(shared.x));
+  cursor.fill(p, x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)));
   const Decoder decoder(x_stages + uint32_t(offsetof(SharedMap<kN>, table)));
   XStage<kN> x{.full = x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)), .by_all = !p.x_by_copy};
   Accumulators<kN> acc;
   acc.clear();
-  int unit = begin;
-  if (unit < own_end) {
-    cursor.read_head(0, lane);
-    StripEntries entries;
-    StripWindows windows;
-    decoder.load_entries(cursor.head.masks, 0, entries);
-    cursor.enter(p, true, true);
-    decoder.load_values(entries, cursor.places, windows);
-    for (;;) {
-      const int team_end_unit = min((team + 1) * p.shape.chunks, own_end);
+  cursor.read_head(0, lane);
+  StripEntries entries;
+  StripWindows windows;
+  decoder.load_entries(cursor.head.masks, 0, entries);
+  cursor.enter(p, true, true);
+  decoder.load_values(entries, cursor.places, windows);
+  for (int unit = begin, team_begin = team * p.shape.chunks;;) {
+    const int team_end = team_begin + p.shape.chunks, team_end_unit = min(team_end, end);
 #pragma unroll 1
-      for (; unit < team_end_unit; ++unit) {
-        multiply_chunk<kN>(p, x_stages, decoder, cursor, windows, unit + 1 < own_end,
-                           unit + 1 == team_end_unit, x, lane, acc);
-        cursor.close(p);
-      }
-      if (kUseWgmma<kN>) ptx::wgmma_wait<0>();
-      if (unit == own_end) break;
-      ptx::wait_for_previous_grids();
-      const TeamSums<kN> sums(p, team);
-      if (sums.is_shared()) {
-        sums.leave(p, warp, lane, acc.sums());
-      } else {
-        const StripSums<kN>& all = acc.sums();
-#pragma unroll
-        for (int item = 0; item < kStripItems<kN>; ++item)
-          store_item<kN>(p, team * kSpmmWarps + warp, item, lane, item_of<kN>(all, item));
-      }
-      acc.clear();
-      __syncwarp();  // tells the compiler that the warp is whole: or it gives up uniform registers
-      ++team;
+    for (; unit < team_end_unit; ++unit) {
+      multiply_chunk<kN>(p, x_stages, decoder, cursor, windows, unit + 1 < end, unit + 1 == team_end_unit, x,
+                         lane, acc);
+      cursor.close(p);
     }
+    if (kUseWgmma<kN>) ptx::wgmma_wait<0>();
+    if (unit == end) break;
     ptx::wait_for_previous_grids();
-    const TeamSums<kN> sums(p, team);
-    if (sums.only_leaves()) {
-      sums.leave(p, warp, lane, acc.sums());
-    } else {
-      sums.finish(p, map + lane * 16, warp, lane, acc.sums());  // the ring is free
-    }
+    end_team<kN>(p, team, begin > team_begin, warp, lane, acc.sums());
+    acc.clear();
+    __syncwarp();  // tells the compiler that the warp is whole: or it gives up uniform registers
+    ++team;
+    team_begin = team_end;
   }
-  if (unit < end) {
-    for (int i = begin; i < unit; ++i) walk.next(p);
-    for (; unit < end; ++unit) {
-      pass_chunk<kN>(p, x_stages, walk.blocks(p), x, lane, acc);
-      walk.next(p);
-    }
-  }
+  ptx::wait_for_previous_grids();
+  end_run<kN>(p, shared.last_team, team, reinterpret_cast<float4*>(shared.warp[warp].ring) + lane, warp, lane,
+              acc.sums());
 #else
   __trap();  // sm_90a only; plans choose this kernel nowhere else
 #endif
@@ -504,6 +475,7 @@ Problem problem_of(const StripStreamView& w, const SpmmPlan& plan) {
   p.units = int(plan.units);
   p.record_bytes = shape.record_bytes();
   p.by_grid = FastDivisor::make(plan.grid, plan.units * plan.grid);
+  p.by_units = FastDivisor::make(plan.units, (plan.units + 1) * plan.grid);
   p.by_chunks =
       FastDivisor::make(shape.chunks, std::max<int64_t>(plan.units, int64_t(shape.chunks) * shape.chunks));
   return p;
@@ -529,11 +501,11 @@ void spmm_stream(Context& context, const SpmmArgs& args) {
   const StripShape& shape = args.w.view.shape;
   check(args.n >= 1 && args.n <= kStreamMaxTokens, "stream SpMM {}×{}: {} tokens, legal are 1 to {}", shape.m,
         shape.k, args.n, kStreamMaxTokens);
-  const int tokens = context.deterministic() ? kStreamMaxTokens : args.n;
+  const int tokens = context.deterministic() ? std::max(args.n, kDecodeTokens) : args.n;
   const SpmmPlan plan = plan_spmm(shape, tokens, context.facts());
   Problem p = problem_of(args.w.view, plan);
   p.runs = args.w.runs;
-  const int x_room = plan.n_tile <= 16 ? kMaxChunkBlocks : 128 / plan.n_tile;
+  const int x_room = plan.n_tile <= 16 ? kMaxChunkBlocks : std::max(1, 128 / plan.n_tile);
   const int x_stages = (shape.max_chunk_blocks() + x_room - 1) / x_room;
   p.x_blocks = (shape.max_chunk_blocks() + x_stages - 1) / x_stages;
   p.n = args.n;
@@ -554,8 +526,10 @@ void spmm_stream(Context& context, const SpmmArgs& args) {
       return launch<16>(p, plan, map, context.stream());
     case 32:
       return launch<32>(p, plan, map, context.stream());
-    default:
+    case 64:
       return launch<64>(p, plan, map, context.stream());
+    default:
+      return launch<96>(p, plan, map, context.stream());
   }
 }
 

@@ -20,11 +20,11 @@ static __device__ __noinline__ float4 activate_slowly(float4 y, Activation act) 
 /// Four sums of a lane: in `strip` rows 16·tier + lane/4 (x, y) and 8 below (z, w), tokens
 /// 8·eight + 2·(lane%4) (x, z) and the next. To y, with the epilogue.
 __device__ inline void store_sums(const Problem& p, int strip, int tier, int eight, int lane, float4 sums) {
-  const int64_t top = int64_t(strip) * kStripRows + tier * kTierRows + lane / 4;
+  const int m = int(p.shape.m), top = strip * kStripRows + tier * kTierRows + lane / 4;
   const int token = eight * 8 + lane % 4 * 2;
   if (p.epilogue.bias) {
-    const float high = top < p.shape.m ? __half2float(p.epilogue.bias[top]) : 0.0f;
-    const float low = top + 8 < p.shape.m ? __half2float(p.epilogue.bias[top + 8]) : 0.0f;
+    const float high = top < m ? __half2float(p.epilogue.bias[top]) : 0.0f;
+    const float low = top + 8 < m ? __half2float(p.epilogue.bias[top + 8]) : 0.0f;
     sums = {sums.x + high, sums.y + high, sums.z + low, sums.w + low};
   }
   if (p.epilogue.act == Activation::relu) {
@@ -34,17 +34,26 @@ __device__ inline void store_sums(const Problem& p, int strip, int tier, int eig
     sums = activate_slowly(sums, p.epilogue.act);
   }
   const float values[4] = {sums.x, sums.y, sums.z, sums.w};
+  const int64_t first = int64_t(token) * m + top;
+  const bool there[4] = {token < p.n && top < m, token + 1 < p.n && top < m, token < p.n && top + 8 < m,
+                         token + 1 < p.n && top + 8 < m};
+  if (p.fp32_out) {
+    float* y = static_cast<float*>(p.y) + first;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int64_t row = top + i / 2 * 8, index = (token + i % 2) * p.shape.m + row;
-    if (token + i % 2 >= p.n || row >= p.shape.m) continue;
-    if (p.fp32_out) {
-      static_cast<float*>(p.y)[index] = values[i];
-      continue;
-    }
-    const float residual = p.epilogue.residual ? __half2float(p.epilogue.residual[index]) : 0.0f;
-    static_cast<__half*>(p.y)[index] = __float2half_rn(values[i] + residual);
+    for (int i = 0; i < 4; ++i)
+      if (there[i]) y[i % 2 * m + i / 2 * 8] = values[i];
+    return;
   }
+  float residuals[4] = {};
+  if (const __half* residual = reinterpret_cast<const __half*>(p.epilogue.residual)) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (there[i]) residuals[i] = __half2float(residual[first + i % 2 * m + i / 2 * 8]);
+  }
+  __half* y = static_cast<__half*>(p.y) + first;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (there[i]) y[i % 2 * m + i / 2 * 8] = __float2half_rn(values[i] + residuals[i]);
 }
 
 template <int kN>
@@ -59,121 +68,128 @@ __device__ void store_item(const Problem& p, int strip, int item, int lane, floa
   store_sums(p, strip, item / (kN / 8), item % (kN / 8), lane, sums);
 }
 
-/// A team's owners are the blocks that have units of it. If there are several their sums meet in
-/// Problem::partials. The last owner goes on with another team, so its sums are there early: it leaves them.
-/// The others end their runs with the team, at about the same time: each adds up a share of every strip's
-/// items over all owners, in their order, so that a result is the same from run to run, and leaves the rest
-/// of its own. A word is there when it is no longer kAbsentSum: no tickets, and no fences, which take a
-/// microsecond each. Owners wait for each other, which is safe as all blocks of the grid run at
-/// once; kernels of other streams of the same GPU may delay that, but must not wait like this one.
+// A team's owners are the blocks that have units of it. If there are several their sums meet in
+// Problem::partials. The last owner goes on with another team, so its sums are there early. The others end
+// their runs with the team, at about the same time: each adds up a share of every strip's items over all
+// owners, in their order, so that a result is the same from run to run. A word is there when it is no longer
+// kAbsentSum: no tickets, and no fences, which take a microsecond each. Owners wait for each other, which is
+// safe as all blocks of the grid run at once; kernels of other streams of the same GPU may delay that, but
+// must not wait like this one.
+//
+// All of it is code that a launch runs once, a warp or two a scheduler, at 4 to 6 clocks an instruction: what
+// counts is how many there are, and X's warp does beforehand what it can.
+
+/// Of few tokens not all owners have a share: the SMs of the others take in the next launch's weights
+/// meanwhile.
 template <int kN>
-struct TeamSums {
-  int team, first, last;
-  int slot_of_first;  ///< the team is the first or the second of the block `first`; of the others the first
+__device__ TeamShare find_team_share(const Problem& p) {
+  const int block = int(blockIdx.x), begin = first_unit(p, block), end = first_unit(p, block + 1);
+  const int team = int(p.by_chunks.divide(uint32_t(end - 1)));
+  const int team_begin = team * p.shape.chunks, team_end = team_begin + p.shape.chunks;
+  const int first = begin > team_begin ? block_of(p, team_begin) : block;
+  const int last = end < team_end ? block_of(p, team_end - 1) : block;
+  TeamShare t{};
+  t.owners = last - first + 1;
+  t.step = max(1, t.owners - 1);
+  t.first_place = 2 * first + int(first_unit(p, first) < team_begin);
+  t.other_places = 2 * (first + 1);
+  t.own_place = block == first ? t.first_place : 2 * block;
+  t.item = block == last && t.owners > 1 ? kStripItems<kN> : block - first;
+  t.entries = max(0, (kStripItems<kN> - t.item + t.step - 1) / t.step) * t.owners;
+  t.by_owners = (65536 + t.owners - 1) / t.owners;
+  return t;
+}
 
-  __device__ TeamSums(const Problem& p, int team)
-      : team(team),
-        first(block_of(p, team * p.shape.chunks)),
-        last(block_of(p, (team + 1) * p.shape.chunks - 1)),
-        slot_of_first(first_unit(p, first) < team * p.shape.chunks) {}
-  __device__ bool is_shared() const { return first != last; }
-  /// The others wait for this block's sums alone: it has the team's end.
-  __device__ bool only_leaves() const { return is_shared() && int(blockIdx.x) == last; }
+/// What arithmetic makes is never kAbsentSum, but it shall not depend on that. (In floats: as integers they
+/// would move between registers around each wgmma.)
+__device__ inline float4 present(float4 v) {
+  const auto word = [](float x) {
+    return __float_as_uint(x) == kAbsentSum ? __uint_as_float(0x7fffffffu) : x;
+  };
+  return {word(v.x), word(v.y), word(v.z), word(v.w)};
+}
+__device__ inline bool is_absent(float4 v) {
+  return max(max(__float_as_uint(v.x), __float_as_uint(v.y)),
+             max(__float_as_uint(v.z), __float_as_uint(v.w))) == kAbsentSum;
+}
 
-  __device__ float4* partial(const Problem& p, int block, int warp, int item, int lane) const {
-    const int slot = block == first ? slot_of_first : 0;
-    return p.partials + (((int64_t(block) * 2 + slot) * kSpmmWarps + warp) * kStripItems<kN> + item) * 32 +
-           lane;
-  }
-  /// The last owner's sums.
-  __device__ void leave(const Problem& p, int warp, int lane, const StripSums<kN>& acc) const {
-    float4* mine = partial(p, int(blockIdx.x), warp, 0, lane);
+/// Where the sums of a warp's strip begin in Problem::partials.
+template <int kN>
+__device__ float4* partials_of(const Problem& p, int place, int warp) {
+  return p.partials + int64_t(place * kSpmmWarps + warp) * (kStripItems<kN> * 32);
+}
+template <int kN>
+__device__ void leave(float4* to, const StripSums<kN>& acc) {
 #pragma unroll
-    for (int item = 0; item < kStripItems<kN>; ++item)
-      ptx::store_relaxed(mine + item * 32, present(item_of<kN>(acc, item)));
-  }
-  /// Another owner's, or the only one's. `staging` is the shared address of room for all items of the strip,
-  /// the lane's part.
-  __device__ void finish(const Problem& p, uint32_t staging, int warp, int lane,
-                         const StripSums<kN>& acc) const {
-    const int sharers = max(1, last - first), share = int(blockIdx.x) - first;
+  for (int item = 0; item < kStripItems<kN>; ++item)
+    ptx::store_relaxed(to + item * 32, present(item_of<kN>(acc, item)));
+}
+
+/// The sums of a team that ends inside the block's run.
+template <int kN>
+__device__ void end_team(const Problem& p, int team, bool is_shared, int warp, int lane,
+                         const StripSums<kN>& acc) {
+  if (is_shared) return leave<kN>(partials_of<kN>(p, 2 * int(blockIdx.x), warp) + lane, acc);
 #pragma unroll
-    for (int item = 0; item < kStripItems<kN>; ++item)
-      ptx::store_shared_v4(staging + item * 512, present(item_of<kN>(acc, item)));
-    float4* mine = partial(p, int(blockIdx.x), warp, 0, lane);
+  for (int item = 0; item < kStripItems<kN>; ++item)
+    store_item<kN>(p, team * kSpmmWarps + warp, item, lane, item_of<kN>(acc, item));
+}
+
+/// Adds up all owners' sums of the items `t` says, into `staging`.
+template <int kN>
+__device__ void add_up(const Problem& p, const TeamShare& t, float4* staging, int warp, int lane) {
+  // A round takes most of a microsecond: all that few tokens need, and most teams' of more.
+  constexpr int kAtATime = kN <= 16 ? 10 : kN == 32 ? 12 : 18;
+  char* const partials = reinterpret_cast<char*>(p.partials + lane);
+  float4 sum{};
+  float4* to = staging + t.item * 32;
 #pragma unroll 1
-    for (int item = 0, turn = 0; item < kStripItems<kN>; ++item) {
-      if (turn != share) ptx::store_relaxed(mine + item * 32, ptx::load_shared_v4(staging + item * 512));
-      if (++turn == sharers) turn = 0;
+  for (int left = t.entries, first_entry = 0; left > 0; left -= kAtATime, first_entry += kAtATime) {
+    const int entry = first_entry + lane, turn = entry * t.by_owners >> 16, owner = entry - turn * t.owners;
+    const int place = owner == 0 ? t.first_place : t.other_places + 2 * (owner - 1);
+    const uint32_t offset = uint32_t((place * kSpmmWarps + warp) * kStripItems<kN> + t.item + turn * t.step) *
+                            (32 * sizeof(float4));
+    const uint32_t ends = __ballot_sync(~0u, owner == t.owners - 1);
+    float4* from[kAtATime];
+    float4 v[kAtATime];
+#pragma unroll
+    for (int j = 0; j < kAtATime; ++j) {
+      from[j] = reinterpret_cast<float4*>(partials + __shfl_sync(~0u, offset, j));
+      v[j] = {};
     }
-    add_up(p, staging, warp, share, sharers, lane);
-#pragma unroll 1
-    for (int item = share; item < kStripItems<kN>; item += sharers)
-      store_item<kN>(p, team * kSpmmWarps + warp, item, lane, ptx::load_shared_v4(staging + item * 512));
-  }
-
- private:
-  /// What arithmetic makes is never kAbsentSum, but it shall not depend on that.
-  __device__ static float4 present(float4 v) {
-    const auto word = [](float x) {
-      return __float_as_uint(x) == kAbsentSum ? __uint_as_float(0x7fffffffu) : x;
-    };
-    return {word(v.x), word(v.y), word(v.z), word(v.w)};
-  }
-  __device__ static bool is_absent(float4 v) {
-    return __float_as_uint(v.x) == kAbsentSum || __float_as_uint(v.y) == kAbsentSum ||
-           __float_as_uint(v.z) == kAbsentSum || __float_as_uint(v.w) == kAbsentSum;
-  }
-  /// Adds what the other owners have of the items share, share + sharers, … to those in `staging`.
-  __device__ void add_up(const Problem& p, uint32_t staging, int warp, int share, int sharers,
-                         int lane) const {
-    constexpr int kAtATime = 8;  // a round takes most of a microsecond
-    float4 sum{};
-    int item = share, block = first;
-#pragma unroll 1
-    while (item < kStripItems<kN>) {
-      float4 v[kAtATime];
-      bool absent;
-      do {
-        absent = false;
-        int next_item = item, next_block = block;
+    bool absent;
+    do {
+      absent = false;
 #pragma unroll
-        for (int j = 0; j < kAtATime; ++j) {
-          const bool own = next_block == int(blockIdx.x);
-          if (next_item < kStripItems<kN>)
-            v[j] = own ? ptx::load_shared_v4(staging + next_item * 512)
-                       : ptx::load_relaxed(partial(p, next_block, warp, next_item, lane));
-          if (++next_block > last) {
-            next_block = first;
-            next_item += sharers;
-          }
-        }
-        next_item = item, next_block = block;
+      for (int j = 0; j < kAtATime; ++j)
+        if (j < left) v[j] = ptx::load_relaxed(from[j]);
 #pragma unroll
-        for (int j = 0; j < kAtATime; ++j) {
-          if (next_item < kStripItems<kN>) absent |= is_absent(v[j]);
-          if (++next_block > last) {
-            next_block = first;
-            next_item += sharers;
-          }
-        }
-      } while (__any_sync(~0u, absent));
+      for (int j = 0; j < kAtATime; ++j) absent |= is_absent(v[j]);
+    } while (__any_sync(~0u, absent));
+    const float gone = __uint_as_float(kAbsentSum);
 #pragma unroll
-      for (int j = 0; j < kAtATime; ++j) {
-        if (item >= kStripItems<kN>) break;
-        const float gone = __uint_as_float(kAbsentSum);
-        if (block != int(blockIdx.x))
-          *partial(p, block, warp, item, lane) = {gone, gone, gone, gone};  // for the next launch
-        sum = {sum.x + v[j].x, sum.y + v[j].y, sum.z + v[j].z, sum.w + v[j].w};
-        if (++block > last) {
-          ptx::store_shared_v4(staging + item * 512, sum);
-          sum = {};
-          block = first;
-          item += sharers;
-        }
+    for (int j = 0; j < kAtATime; ++j) {
+      if (j >= left) break;
+      *from[j] = {gone, gone, gone, gone};  // for the next launch
+      sum = {sum.x + v[j].x, sum.y + v[j].y, sum.z + v[j].z, sum.w + v[j].w};
+      if (ends >> j & 1) {
+        *to = sum;
+        to += t.step * 32;
+        sum = {};
       }
     }
   }
-};
+}
+
+/// The sums of the run's last team. `staging` is shared memory for all items of the strip, the lane's part.
+template <int kN>
+__device__ void end_run(const Problem& p, const TeamShare& t, int team, float4* staging, int warp, int lane,
+                        const StripSums<kN>& acc) {
+  leave<kN>(t.owners == 1 ? staging : partials_of<kN>(p, t.own_place, warp) + lane, acc);
+  if (t.owners > 1) add_up<kN>(p, t, staging, warp, lane);
+#pragma unroll 1
+  for (int item = t.item; item < kStripItems<kN>; item += t.step)
+    store_item<kN>(p, team * kSpmmWarps + warp, item, lane, staging[item * 32]);
+}
 
 }  // namespace spinfer::cuda::spmm

@@ -6,6 +6,7 @@
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/prefill_tile.h"
 #include "kernels/cuda/smbd_tile.h"
+#include "kernels/cuda/spmm_plan.h"
 #include "kernels/cuda/spmm_prefill.h"
 #include "kernels/cuda/spmm_smbd.h"
 #include "kernels/token_bucket.h"
@@ -83,8 +84,8 @@ TEST(LinearPlan, ManyTokensGoThroughTheScratch) {
     problem.n = n;
     return choose_linear_kernel(problem, GpuFacts{});
   };
-  EXPECT_EQ(kernel(64), LinearKernel::stream);
-  EXPECT_EQ(kernel(65), LinearKernel::fused);
+  EXPECT_EQ(kernel(kStreamMaxTokens), LinearKernel::stream);
+  EXPECT_EQ(kernel(kStreamMaxTokens + 1), LinearKernel::fused);
   EXPECT_EQ(kernel(1024), LinearKernel::fused);
   EXPECT_EQ(kernel(1025), LinearKernel::scratch);
   EXPECT_EQ(kernel(4096), LinearKernel::scratch);

@@ -41,7 +41,7 @@ TEST_P(LayoutPlan, RefinesDownToChunksOfOneBlock) {
     shape.chunks = chunks;
   }
   EXPECT_THROW(refine_strip_chunks(shape), Error);
-  for (int n : {1, 8, 9, 16, 17, 32, 33, 64}) {
+  for (int n : {1, 8, 9, 16, 17, 32, 33, 64, 65, kStreamMaxTokens}) {
     const SpmmPlan plan = plan_spmm(shape, n, kH200);
     EXPECT_GE(plan.n_tile, n);
     EXPECT_GE(plan.teams * kSpmmWarps, shape.strips());
