@@ -72,8 +72,11 @@
 //   sums: all owners' in one round, addresses by shuffles, who adds what found by X's warp (4096×4096, 50 %,
 //   n = 8, 16, 64: 9.3, 10.3, 16.1 → 9.1, 9.9, 14.7; 12288×12288, 70 %, n = 16: 43.0 → 42.2)
 //   shares dealt so that every owner adds up some: the next launch's weights come later    10.4 → 11.3
-//   one set of sums for mma.sync (12288×12288, 70 %, n = 16)                                43.7 → 45.1
-//   n = 96 here instead of in the prefill kernel (12288×12288, 50 %), and n = 128       82.0 → 73.3, 95 → 92
+//   products of mma.sync half a block late, among the next half's instructions (n = 8 and 16; 70 %:
+//   38.1 and 41.8 →)                                                                   44.5, 45.9
+//   / 36.6, 41.0 the same for n = 32, against wgmma's 50.3
+//   / 47.6                                         53.5 / 51.1 n = 96 here instead of in the prefill kernel
+//   (12288×12288, 50 %), and n = 128       82.0 → 73.3, 95 → 92
 // Next: three warps a scheduler, which needs rings of 48 rows; refills and chunk borders (15 and 10 % of the
 // loop's time) by other warps; chunks cut to the grid: 13 of 5120×5120's 260 units make runs of 14 blocks
 // where 12.1 would be even.
@@ -121,11 +124,12 @@ struct XStage {
   }
 };
 
-/// Where a strip's products are added up. mma.sync alternates between two: the next that adds to the same
-/// registers is then half a block away, and nothing waits for it.
+/// Where a strip's products are added up. mma.sync for eight tokens alternates between two: the next that
+/// adds to the same registers is then half a block away, and nothing waits for it. More tokens have enough to
+/// do in between (12288×12288, 70 %, n = 8 and 16, µs: 36.6 and 41.4 with two, 37.9 and 41.0 with one).
 template <int kN>
 struct Accumulators {
-  static constexpr int kSets = kUseWgmma<kN> ? 1 : 2;
+  static constexpr int kSets = kN == 8 ? 2 : 1;
   StripSums<kN> set[kSets];
 
   __device__ void clear() {
@@ -147,57 +151,95 @@ __device__ inline uint32_t once(uint32_t address) {
   return address;
 }
 
-/// acc += two assembled tiles · X's columns of a pair, by wgmma. X is read from shared memory by the tensor
-/// cores.
+/// acc += half a block's assembled tiles (two a tier) · X's columns, by wgmma. X is read from shared memory
+/// by the tensor cores.
 template <int kN>
 struct WarpgroupMultiplier {
   uint32_t x;  // operand address of X's next tile
 
-  __device__ WarpgroupMultiplier(uint32_t x_stage, int) : x(ptx::operand_address(x_stage)) {}
+  __device__ explicit WarpgroupMultiplier(int) {}
+  __device__ void enter_stage(uint32_t x_stage) { x = ptx::operand_address(x_stage); }
   __device__ void load(int) {}
-  __device__ void multiply(Accumulators<kN>& acc, const uint32_t (&a)[kStripTiers][8], int pair) const {
+  __device__ void catch_up(Accumulators<kN>&, int) {}
+  __device__ void multiply(Accumulators<kN>& acc, const uint32_t (&a)[kStripTiers][8], int half) const {
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int t = 0; t < kStripTiers; ++t)
-        ptx::wgmma<kN>(acc.set[0][t], a[t] + 4 * i, ptx::swizzled_operand(x + 4 * pair + 2 * i));
+        ptx::wgmma<kN>(acc.set[0][t], a[t] + 4 * i, ptx::swizzled_operand(x + 4 * half + 2 * i));
     }
     ptx::wgmma_commit();
-    ptx::wgmma_wait<1>();  // the pair before is done: its registers and its X may go
+    ptx::wgmma_wait<1>();  // the half before is done: its registers and its X may go
   }
   __device__ void next_block() {
     x += kN * 128 / 16;
   }
+  __device__ void finish(Accumulators<kN>&) {
+    ptx::wgmma_wait<0>();
+  }
 };
 
 /// The same by mma.sync: warps need not meet, which for few tokens is worth more than X's way through
-/// registers costs.
+/// registers costs. Products are half a block late: their instructions stand among those that assemble the
+/// next, or the warp would wait for each of them in turn.
 template <int kN>
 struct WarpMultiplier {
+  struct Waiting {
+    uint32_t a[kStripTiers][8];
+    uint32_t x[kN / 8][4];
+  };
+  int x_of_lane;
   uint32_t x;  // this lane's row of X for ldmatrix
-  uint32_t b[kN / 8][4];
+  Waiting halves[2];
 
-  __device__ WarpMultiplier(uint32_t x_stage, int lane) : x(x_stage + lane % 8 * kXPitch + lane / 8 * 16) {}
-  __device__ void load(int pair) {
+  __device__ explicit WarpMultiplier(int lane) : x_of_lane(lane % 8 * kXPitch + lane / 8 * 16) {
 #pragma unroll
-    for (int i = 0; i < kN / 8; ++i) ptx::load_matrix_x4(b[i], x + pair * 64 + i * 8 * kXPitch);
+    for (int i = 0; i < kN / 2; ++i) halves[1].x[i / 4][i % 4] = 0;
+    forget();
   }
-  __device__ void multiply(Accumulators<kN>& acc, const uint32_t (&a)[kStripTiers][8], int) const {
+  __device__ void enter_stage(uint32_t x_stage) {
+    x = x_stage + x_of_lane;
+  }
+  __device__ void load(int half) {
+#pragma unroll
+    for (int i = 0; i < kN / 8; ++i) ptx::load_matrix_x4(halves[half].x[i], x + half * 64 + i * 8 * kXPitch);
+  }
+  /// Multiplies what `multiply` has left of that half.
+  __device__ void catch_up(Accumulators<kN>& acc, int half) const {
+    const Waiting& h = halves[half];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
       for (int t = 0; t < kStripTiers; ++t) {
 #pragma unroll
         for (int i = 0; i < kN / 8; ++i)
-          ptx::mma_16816(acc.set[j][t] + 4 * i, a[t] + 4 * j, b[i][2 * j], b[i][2 * j + 1]);
+          ptx::mma_16816(acc.set[j % Accumulators<kN>::kSets][t] + 4 * i, h.a[t] + 4 * j, h.x[i][2 * j],
+                         h.x[i][2 * j + 1]);
       }
     }
+  }
+  __device__ void multiply(Accumulators<kN>&, const uint32_t (&a)[kStripTiers][8], int half) {
+#pragma unroll
+    for (int i = 0; i < 8 * kStripTiers; ++i) halves[half].a[i / 8][i % 8] = a[i / 8][i % 8];
   }
   __device__ void next_block() {
     x += kBlockColumns * 2;
   }
+  /// All products are in `acc`, and none is left.
+  __device__ void finish(Accumulators<kN>& acc) {
+    catch_up(acc, 1);
+    forget();
+  }
+
+ private:
+  __device__ void forget() {
+#pragma unroll
+    for (int i = 0; i < 8 * kStripTiers; ++i) halves[1].a[i / 8][i % 8] = 0;
+  }
 };
+template <int kN>
+using Multiplier = std::conditional_t<kUseWgmma<kN>, WarpgroupMultiplier<kN>, WarpMultiplier<kN>>;
 
 using Decoder = NibbleDecoder<kRingRows>;
 
@@ -303,19 +345,19 @@ struct StripCursor {
 };
 
 /// acc += chunk · X; the chunk has been entered, its first half block's values are on their way. Enters the
-/// next one, if there is one: nothing waits at the border. The last wgmmas may still run on return.
+/// next one, if there is one: nothing waits at the border. The last products may still be due on return.
 template <int kN>
 __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decoder& decoder,
                                StripCursor& cursor, StripWindows& windows, bool more,
-                               bool next_is_first_of_strip, XStage<kN>& x, int lane, Accumulators<kN>& acc) {
-  using Multiplier = std::conditional_t<kUseWgmma<kN>, WarpgroupMultiplier<kN>, WarpMultiplier<kN>>;
+                               bool next_is_first_of_strip, XStage<kN>& x, int lane,
+                               Multiplier<kN>& multiplier, Accumulators<kN>& acc) {
   constexpr bool kOneStage = kXBlocks<kN> >= kMaxChunkBlocks;
   uint32_t masks[kStripTiers] = {cursor.head.masks[0], cursor.head.masks[1]};
   uint32_t events = cursor.record_address(cursor.record) + uint32_t(offsetof(ChunkHead, events));
   uint32_t mask = events + uint32_t(sizeof(ChunkHead) - offsetof(ChunkHead, events)) + 8 * lane;
   for (int left = int(cursor.head.counts >> 16 & 255u); left > 0;) {
     int in_stage = kOneStage ? left : min(p.x_blocks, left);
-    Multiplier multiplier(x_stages + x.stage * kXStageBytes<kN>, lane);
+    multiplier.enter_stage(x_stages + x.stage * kXStageBytes<kN>);
     x.wait();
 #pragma unroll 1
     do {
@@ -329,6 +371,7 @@ __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decode
       multiplier.load(0);
       take(windows, values);
       decoder.load_values(entries, cursor.places, windows);
+      multiplier.catch_up(acc, 1);
       assemble(values, a);
       multiplier.multiply(acc, a, 0);
       if (kUseWgmma<kN>) x.let_go(lane);
@@ -344,6 +387,7 @@ __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decode
         }
       }
       decoder.load_values(entries, cursor.places, windows);
+      multiplier.catch_up(acc, 0);
       assemble(values, b);
       multiplier.multiply(acc, b, 1);
       multiplier.next_block();
@@ -408,6 +452,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   cursor.fill(p, x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)));
   const Decoder decoder(x_stages + uint32_t(offsetof(SharedMap<kN>, table)));
   XStage<kN> x{.full = x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)), .by_all = !p.x_by_copy};
+  Multiplier<kN> multiplier(lane);
   Accumulators<kN> acc;
   acc.clear();
   cursor.read_head(0, lane);
@@ -421,10 +466,10 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
 #pragma unroll 1
     for (; unit < team_end_unit; ++unit) {
       multiply_chunk<kN>(p, x_stages, decoder, cursor, windows, unit + 1 < end, unit + 1 == team_end_unit, x,
-                         lane, acc);
+                         lane, multiplier, acc);
       cursor.close(p);
     }
-    if (kUseWgmma<kN>) ptx::wgmma_wait<0>();
+    multiplier.finish(acc);
     if (unit == end) break;
     ptx::wait_for_previous_grids();
     end_team<kN>(p, team, begin > team_begin, warp, lane, acc.sums());
