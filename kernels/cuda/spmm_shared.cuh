@@ -15,17 +15,13 @@
 namespace spinfer::cuda::spmm {
 
 /// Divides by a number known to the host: a division takes some 150 clocks, and the start of a launch has
-/// several in a row. `magic` is 2^32 / divisor rounded up, exact while dividend · divisor < 2^32, or 0.
+/// several in a row. `magic` is 2^64 / divisor rounded up, exact for all dividends below 2^32; 0 for 1.
 struct FastDivisor {
-  uint32_t divisor, magic;
+  uint64_t magic;
 
-  static FastDivisor make(int64_t divisor, int64_t largest_dividend) {
-    const bool exact = divisor > 1 && divisor * largest_dividend < int64_t{1} << 32;
-    return {uint32_t(divisor),
-            exact ? uint32_t(((uint64_t{1} << 32) + uint64_t(divisor) - 1) / uint64_t(divisor)) : 0u};
-  }
+  static FastDivisor of(int64_t divisor) { return {divisor > 1 ? ~uint64_t{0} / uint64_t(divisor) + 1 : 0}; }
   __device__ uint32_t divide(uint32_t dividend) const {
-    return magic ? __umulhi(dividend, magic) : dividend / divisor;
+    return magic ? uint32_t(__umul64hi(magic, dividend)) : dividend;
   }
 };
 

@@ -519,10 +519,9 @@ Problem problem_of(const StripStreamView& w, const SpmmPlan& plan) {
   p.extra_blocks = shape.blocks() % shape.chunks;
   p.units = int(plan.units);
   p.record_bytes = shape.record_bytes();
-  p.by_grid = FastDivisor::make(plan.grid, plan.units * plan.grid);
-  p.by_units = FastDivisor::make(plan.units, (plan.units + 1) * plan.grid);
-  p.by_chunks =
-      FastDivisor::make(shape.chunks, std::max<int64_t>(plan.units, int64_t(shape.chunks) * shape.chunks));
+  p.by_grid = FastDivisor::of(plan.grid);
+  p.by_units = FastDivisor::of(plan.units);
+  p.by_chunks = FastDivisor::of(shape.chunks);
   return p;
 }
 
