@@ -20,9 +20,8 @@ struct DecodeShape {
 bool is_decode(const Batch& batch);
 
 /// The shape of a decode step, within the limits of a runner's arrays (which the step keeps).
-/// Sequences: those of token_bucket; the SpMM takes 8, 16, 32, 64 or 96 tokens at a time, so up to 64 padding
-/// costs next to nothing. Context: 256, 512, 1024, … tokens: what attention's grid
-/// covers.
+/// Sequences: those of token_bucket; the SpMM takes 8, 16, 32, 64 or 96 tokens at a time, so up to 96 padding
+/// costs next to nothing. Context: 256, 512, 1024, … tokens: what attention's grid covers.
 DecodeShape decode_shape(const Batch& batch, int block_size, int most_sequences, int64_t most_blocks);
 
 /// The step with sequences added up to the shape: token 0 at position 0, not stored, that sees the first

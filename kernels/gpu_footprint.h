@@ -14,8 +14,8 @@ inline constexpr int64_t kGpuContextBytes = int64_t{730} << 20;
 /// Scratch lent to cuBLAS and cuBLASLt: NVIDIA's recommendation for Hopper.
 inline constexpr int64_t kGpuBlasWorkspaceBytes = int64_t{32} << 20;
 
-/// Partial sums of the decode SpMM, beside packed weights: 128 KiB for each of an H200's multiprocessors.
-inline constexpr int64_t kGpuPartialSumBytes = int64_t{132} << 17;
+/// Partial sums of the decode SpMM, beside packed weights: 192 KiB for each of an H200's multiprocessors.
+inline constexpr int64_t kGpuPartialSumBytes = int64_t{132} * (192 << 10);
 
 /// A packed weight's device layout takes this much more than the size formula says. Measured at 60 % zeros.
 inline constexpr double kGpuLayoutOverhead = 0.026;

@@ -5,9 +5,12 @@
 #include "kernels/cuda/dense_linear.h"
 #include "kernels/cuda/op_state.h"
 #include "kernels/cuda/weight_upload.h"
+#include "kernels/gpu_footprint.h"
 
 namespace spinfer::cuda {
 namespace {
+
+static_assert(kGpuPartialSumBytes == 132 * kPartialBytesPerBlock, "what plans count for an H200");
 
 GpuFacts facts_of(const cudaDeviceProp& properties) {
   GpuFacts facts;

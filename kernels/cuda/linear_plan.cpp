@@ -59,9 +59,10 @@ bool can_run(LinearKernel kernel, const LinearProblem& p, const GpuFacts& gpu) {
 
 LinearKernel choose_linear_kernel(const LinearProblem& p, const GpuFacts& gpu) {
   std::array kinds{LinearKernel::dense, LinearKernel::stream, LinearKernel::smbd};
+  const int few = can_run(LinearKernel::stream, p, gpu) ? kStreamMaxTokens : kDecodeTokens;
   if (p.n > fused_tokens(p)) {
     kinds = {LinearKernel::dense, LinearKernel::scratch, LinearKernel::fused};
-  } else if (p.n > kStreamMaxTokens) {
+  } else if (p.n > few) {
     kinds = {LinearKernel::dense, LinearKernel::fused, LinearKernel::scratch};
   }
   for (const LinearKernel kernel : kinds)

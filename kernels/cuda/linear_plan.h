@@ -36,7 +36,8 @@ inline constexpr bool kBuiltForHopper = true;
 inline constexpr bool kBuiltForHopper = false;
 #endif
 
-/// Up to here the weights' bytes decide; a deterministic context multiplies in pieces of so many tokens.
+/// The most tokens of smbd, whose largest tile they are, and the pieces that a deterministic context
+/// multiplies in.
 inline constexpr int kDecodeTokens = 64;
 
 /// Whether the kernel is right for the problem on this GPU (not whether it is the fastest).

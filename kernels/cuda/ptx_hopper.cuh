@@ -129,20 +129,6 @@ __device__ inline void store_relaxed(float4* to, float4 v) {
                "f"(v.w)
                : "memory");
 }
-/// 16 bytes of shared memory.
-__device__ inline float4 load_shared_v4(uint32_t address) {
-  float4 v;
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
-}
-__device__ inline void store_shared_v4(uint32_t address, float4 v) {
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z),
-               "f"(v.w)
-               : "memory");
-}
 /// Waits until the grids before have finished and their writes are visible (programmatic dependent launch).
 __device__ inline void wait_for_previous_grids() {
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -19,7 +19,7 @@ class Context;
 /// microseconds of every launch.
 struct alignas(16) RunStart {
   uint32_t record;        ///< of its first chunk, in units of 16 bytes among the records
-  uint32_t record_bytes;  ///< 0: the block has no strip for this warp
+  uint32_t record_bytes;  ///< of that; a warp without a strip has the last one's
   uint32_t row;           ///< of its first piece, among all strips' rows
   uint32_t pieces;        ///< from there on that the run needs of the first strip
 };
@@ -57,8 +57,9 @@ struct SpmmArgs {
 };
 
 /// Queues it on the context's stream, as a programmatic dependent launch: weights stream in while the kernel
-/// before still runs. Up to 16 tokens products are added up in another order than above. With a deterministic
-/// context all run as 64 do, and the result of a token depends on its x alone, bit for bit, whatever n is.
+/// before still runs. Up to 16 tokens products are added up in another order than above. A
+/// deterministic context takes up to kDecodeTokens, all as the most: the result of a token depends on its x
+/// alone, bit for bit.
 void spmm_stream(Context& context, const SpmmArgs& args);
 
 }  // namespace spinfer::cuda

@@ -69,14 +69,14 @@ struct PieceFeed {
   int end_chunk;   // of the last strip, exclusive
   uint32_t brought;
 
-  /// `start` has brought the first piece.
+  /// `start` has brought the first piece. There is always one: an empty strip's blocks need one too.
   __device__ PieceFeed(const Problem& p, const RunStart& start, int strip, int last_strip, int end_chunk)
       : from(p.values + int64_t(start.row) * kTrackRowBytes + kPieceBytes),
-        left(max(start.pieces, 1u) - 1),
+        left(start.pieces - 1),
         next_strip(strip + kSpmmWarps),
         last_strip(last_strip),
         end_chunk(end_chunk),
-        brought(min(start.pieces, 1u)) {}
+        brought(1) {}
   /// Looks up where the pieces of `next_strip` lie.
   __device__ void look_ahead(const Problem& p) {
     next_left = 0;
@@ -123,7 +123,7 @@ __device__ inline void bring_first(const Problem& p, const RunStart& start, uint
 
 /// Where the warp's part of a block's run begins.
 __device__ inline RunStart run_start(const Problem& p, int block, int warp) {
-  const int begin = first_unit(p, block), end = first_unit(p, block + 1);
+  const int begin = p.split.first_unit(block), end = p.split.first_unit(block + 1);
   const int team = begin / p.shape.chunks, chunk = begin - team * p.shape.chunks;
   const int strip = read_strip(p, team * kSpmmWarps + warp);
   const int64_t record = strip * p.record_bytes + record_begin(p, chunk);
@@ -145,10 +145,12 @@ __device__ inline uint32_t x_arrivals(const Problem& p) {
 /// The producer warp: brings X, stage by stage, for all units of the block.
 template <int kN>
 __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedMap<kN>& shared, int lane) {
-  const int begin = first_unit(p, int(blockIdx.x)), units = first_unit(p, int(blockIdx.x) + 1) - begin;
-  ChunkWalk walk(p, begin - int(p.by_chunks.divide(uint32_t(begin))) * p.shape.chunks);
+  const int begin = p.split.first_unit(int(blockIdx.x));
+  const int units = p.split.first_unit(int(blockIdx.x) + 1) - begin;
+  ChunkWalk walk(p, begin - p.split.team_of(begin) * p.shape.chunks);
   const uint64_t policy = ptx::evict_normal_policy();
-  if (lane == 0) shared.last_team = find_team_share<kN>(p);  // x_full tells the others
+  if (lane == 0)
+    shared.last_team = TeamShare::of(p.split, int(blockIdx.x), kStripItems<kN>);  // x_full tells the others
   ptx::wait_for_previous_grids();
   int stage = 0;
   uint32_t parity = 1;  // the stages begin empty
@@ -187,7 +189,7 @@ __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedM
         ptx::fence_async_proxy();  // wgmma reads what ordinary stores wrote
         ptx::barrier_arrive(full);
       }
-      if (++stage == kXStages<kN>) {
+      if (++stage == kXStages) {
         stage = 0;
         parity ^= 1;
       }

@@ -10,20 +10,10 @@
 #include "kernels/cuda/nibble_decoder.cuh"
 #include "kernels/cuda/spmm.h"
 #include "kernels/cuda/spmm_plan.h"
+#include "kernels/cuda/spmm_split.h"
 #include "kernels/format/strip_stream.h"
 
 namespace spinfer::cuda::spmm {
-
-/// Divides by a number known to the host: a division takes some 150 clocks, and the start of a launch has
-/// several in a row. `magic` is 2^64 / divisor rounded up, exact for all dividends below 2^32; 0 for 1.
-struct FastDivisor {
-  uint64_t magic;
-
-  static FastDivisor of(int64_t divisor) { return {divisor > 1 ? ~uint64_t{0} / uint64_t(divisor) + 1 : 0}; }
-  __device__ uint32_t divide(uint32_t dividend) const {
-    return magic ? uint32_t(__umul64hi(magic, dividend)) : dividend;
-  }
-};
 
 /// Where a partial sum is still to come: a NaN that no arithmetic makes.
 inline constexpr uint32_t kAbsentSum = 0xffffffffu;
@@ -36,12 +26,11 @@ struct Problem {
   const uint8_t* values;
   const RunStart* runs;
   int strips;
-  int blocks;         // per strip; a chunk has blocks / chunks of them or one more
-  int fewest_blocks;  // blocks / chunks
-  int extra_blocks;   // blocks % chunks
-  int units;
+  int blocks;            // per strip; a chunk has blocks / chunks of them or one more
+  int fewest_blocks;     // blocks / chunks
+  int extra_blocks;      // blocks % chunks
   int64_t record_bytes;  // of a strip
-  FastDivisor by_grid, by_chunks, by_units;
+  SpmmSplit split;
   int x_blocks;  // of X in a stage; a chunk's stages are about even
   int n;
   bool x_by_copy;   // X by bulk copies; otherwise element by element
@@ -54,19 +43,22 @@ struct Problem {
 
 /// Room for X in a stage, in blocks of 64 columns: each stage costs a warp some 40 instructions, so few
 /// tokens have whole chunks in one. Three stages let the fastest warp be a stage ahead of the slowest.
+constexpr int x_room(int n_tile) {
+  return n_tile <= 16 ? kMaxChunkBlocks : n_tile > 64 ? 1 : 128 / n_tile;
+}
 template <int kN>
-inline constexpr int kXBlocks = kN <= 16  ? kMaxChunkBlocks
-                                : kN > 64 ? 1
-                                          : 128 / kN;
-template <int kN>
+inline constexpr int kXBlocks = x_room(kN);
 inline constexpr int kXStages = 3;
 
 /// What multiplies a stage of X, and how it lies there. For few tokens mma.sync, so that warps need not meet:
 /// a row a token, whose pitch keeps ldmatrix free of bank conflicts, brought by plain copies: a tensor map
 /// would have to be fetched first, and X would come behind the first weights. Otherwise wgmma: blocks of 64
 /// columns, [token][64 columns], 128-byte swizzle, by tensor copies.
+constexpr bool uses_wgmma(int n_tile) {
+  return n_tile >= 32;
+}
 template <int kN>
-inline constexpr bool kUseWgmma = kN >= 32;
+inline constexpr bool kUseWgmma = uses_wgmma(kN);
 inline constexpr int kXPitch = kMaxChunkBlocks * kBlockColumns * 2 + 16;
 template <int kN>
 inline constexpr int kXStageBytes = kUseWgmma<kN> ? kXBlocks<kN>* kN * 128 : kN* kXPitch;
@@ -91,41 +83,19 @@ struct alignas(128) WarpMap {
   uint64_t record_full[2];
 };
 
-/// Who adds up which sums of the last team of a block's run (spmm_sums.cuh). A place is a strip's sums in
-/// Problem::partials, twice a block: what a block has of a team that other blocks began before it is at place
-/// 2·block.
-struct TeamShare {
-  int owners;        ///< blocks that have units of the team
-  int own_place;     ///< this block's
-  int first_place;   ///< the first owner's
-  int other_places;  ///< the second's; the next are 2 on
-  int item;          ///< this block adds up the items item, item + step, …; of kStripItems on are none
-  int step;
-  int entries;    ///< partial sums to add up: for each of its items one an owner
-  int by_owners;  ///< entry / owners = entry · by_owners / 65536
-};
-
 template <int kN>
 struct SharedMap {
-  alignas(1024) uint8_t x[kXStages<kN>][kXStageBytes<kN>];
+  alignas(1024) uint8_t x[kXStages][kXStageBytes<kN>];
   WarpMap warp[kSpmmWarps];  // behind the last record lanes read on, by a row of masks
   NibbleTable table;
   TeamShare last_team;
-  uint64_t x_full[kXStages<kN>];
-  uint64_t x_empty[kXStages<kN>];
+  uint64_t x_full[kXStages];
+  uint64_t x_empty[kXStages];
 };
-
-__device__ inline int first_unit(const Problem& p, int block) {
-  return int(p.by_grid.divide(uint32_t(p.units) * uint32_t(block)));
-}
-/// The block whose run holds `unit`.
-__device__ inline int block_of(const Problem& p, int unit) {
-  return int(p.by_units.divide(uint32_t(unit + 1) * gridDim.x - 1));
-}
 
 /// StripShape's block_begin and record_begin in 32 bits.
 __device__ inline int block_begin(const Problem& p, int chunk) {
-  return p.fewest_blocks * chunk + int(p.by_chunks.divide(uint32_t(p.extra_blocks) * uint32_t(chunk)));
+  return p.fewest_blocks * chunk + int(p.split.by_chunks.divide(uint32_t(p.extra_blocks) * uint32_t(chunk)));
 }
 __device__ inline int64_t record_begin(const Problem& p, int chunk) {
   return int64_t(chunk) * int64_t(sizeof(ChunkHead)) + int64_t(block_begin(p, chunk)) * kMaskRowBytes;

@@ -15,12 +15,12 @@
 //           chunk by chunk, and enters a chunk while it still multiplies the one before: only the streams'
 //           tracks and places change there. Half a block's values are on their way from shared memory while
 //           the half before is multiplied, its table entries while that one is assembled. X: bulk copies
-//           on an mbarrier ring. n ≤ 16: mma.sync with ldmatrix, warps need not meet; n > 16: wgmma, X is
-//           read by the tensor cores. Where a warp's run begins stands in a table (RunStart). Weights stream
-//           before griddepcontrol.wait; X, residual, y and the partial sums are touched after it. Until X is
-//           there a warp has one piece under way at a time: the queues of memory are everybody's.
-// Split     A team's sums are added in block order (spmm_sums.cuh): bitwise reproducible. Neither cut nor
-// grid
+//           on an mbarrier ring. n ≤ 16: mma.sync with ldmatrix, warps need not meet, products half a
+//           block late; n > 16: wgmma, X is read by the tensor cores. Where a warp's run begins stands in a
+//           table (RunStart). Weights stream before griddepcontrol.wait; X, residual, y and the partial sums
+//           are touched after it. Until X is there a warp has one piece under way at a time: the queues of
+//           memory are everybody's.
+// Split     A team's sums are added in block order (spmm_split.h): bitwise reproducible. Neither cut nor grid
 //           depends on n, so a token's result depends on the batch only where n chooses another way to
 //           multiply; a deterministic context therefore chooses one for all n.
 //
@@ -33,10 +33,10 @@
 //           figures: one H200, weights cold, ratio to the better of cublasGemmEx and autotuned cublasLt.
 // Limits    50 %, n = 8: bytes (82 % of the floor at 12288×12288). Above: 14 to 15 clocks a tile, 60 % of the
 //           issue slots: fixed latencies, as two warps a scheduler are too few to cover them, and no more
-//           rings fit. Leaving out mma.sync gains 4.6 µs of 41 (70 %, n = 8), the four prmt 4.3, one of the
-//           two window loads 2.6, the table's loads 0.8. Each step of n brings X's bytes: at n = 64 they are
-//           two thirds of the weights'. Small matrices: of a 4096×4096's 9.2 µs (50 %, n = 8) 2.2 pass
-//           between the last block of the launch before and X, 4.1 multiply, some 2 are the split's sums.
+//           rings fit. Of the loop's time at n = 16 a sixth was dispatch behind mma.sync, a fifth fixed
+//           latencies. Each step of n brings X's bytes: at n = 64 they are two thirds of the weights'. Small
+//           matrices: of a 4096×4096's 9 µs (50 %, n = 8) 2.2 pass between the last block of the launch
+//           before and X, 4 multiply, some 2 are the split's sums.
 //
 // What was tried (12288×12288, µs at 50 % / 70 %; n = 8 unless said; h200_decode_steps.json from "two tiers"
 // on):
@@ -72,11 +72,12 @@
 //   sums: all owners' in one round, addresses by shuffles, who adds what found by X's warp (4096×4096, 50 %,
 //   n = 8, 16, 64: 9.3, 10.3, 16.1 → 9.1, 9.9, 14.7; 12288×12288, 70 %, n = 16: 43.0 → 42.2)
 //   shares dealt so that every owner adds up some: the next launch's weights come later    10.4 → 11.3
-//   products of mma.sync half a block late, among the next half's instructions (n = 8 and 16; 70 %:
-//   38.1 and 41.8 →)                                                                   44.5, 45.9
-//   / 36.6, 41.0 the same for n = 32, against wgmma's 50.3
-//   / 47.6                                         53.5 / 51.1 n = 96 here instead of in the prefill kernel
-//   (12288×12288, 50 %), and n = 128       82.0 → 73.3, 95 → 92
+//   products of mma.sync half a block late, n = 8 (before 44.6 / 38.1)                       44.5 / 36.6
+//   the same, n = 16 (before 45.8 / 41.8)                                                    45.9 / 41.0
+//   the same, n = 32, against wgmma's 50.3 / 47.6                                            53.5 / 51.1
+//   X of sixteen tokens by four warps (13824×5120, 70 %)                                     22.9 → 23.4
+//   n = 96 here instead of in the prefill kernel, where it takes 82.0                        73.3 / 72.8
+//   n = 128, in the prefill kernel 95.4 / 92.1                                               91.8 / 84.4
 // Next: three warps a scheduler, which needs rings of 48 rows; refills and chunk borders (15 and 10 % of the
 // loop's time) by other warps; chunks cut to the grid: 13 of 5120×5120's 260 units make runs of 14 blocks
 // where 12.1 would be even.
@@ -116,8 +117,8 @@ struct XStage {
     used = 0;
   }
   __device__ void next() {
-    used = full + 8 * (kXStages<kN> + stage);
-    if (++stage == kXStages<kN>) {
+    used = full + 8 * (kXStages + stage);
+    if (++stage == kXStages) {
       stage = 0;
       parity ^= 1;
     }
@@ -193,14 +194,8 @@ struct WarpMultiplier {
   uint32_t x;  // this lane's row of X for ldmatrix
   Waiting halves[2];
 
-  __device__ explicit WarpMultiplier(int lane) : x_of_lane(lane % 8 * kXPitch + lane / 8 * 16) {
-#pragma unroll
-    for (int i = 0; i < kN / 2; ++i) halves[1].x[i / 4][i % 4] = 0;
-    forget();
-  }
-  __device__ void enter_stage(uint32_t x_stage) {
-    x = x_stage + x_of_lane;
-  }
+  __device__ explicit WarpMultiplier(int lane) : x_of_lane(lane % 8 * kXPitch + lane / 8 * 16) { forget(); }
+  __device__ void enter_stage(uint32_t x_stage) { x = x_stage + x_of_lane; }
   __device__ void load(int half) {
 #pragma unroll
     for (int i = 0; i < kN / 8; ++i) ptx::load_matrix_x4(halves[half].x[i], x + half * 64 + i * 8 * kXPitch);
@@ -233,9 +228,12 @@ struct WarpMultiplier {
   }
 
  private:
+  /// Nothing waits. X too, or a number that is none would meet the next team's rows.
   __device__ void forget() {
 #pragma unroll
     for (int i = 0; i < 8 * kStripTiers; ++i) halves[1].a[i / 8][i % 8] = 0;
+#pragma unroll
+    for (int i = 0; i < kN / 2; ++i) halves[1].x[i / 4][i % 4] = 0;
   }
 };
 template <int kN>
@@ -412,7 +410,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
     if (warp == kSpmmWarps) {
       if (lane == 0) {
         if (kUseWgmma<kN> && p.x_by_copy) ptx::prefetch_map(&x_map);
-        for (int i = 0; i < kXStages<kN>; ++i) {
+        for (int i = 0; i < kXStages; ++i) {
           ptx::barrier_init(ptx::shared_address(&shared.x_full[i]), x_arrivals(p));
           ptx::barrier_init(ptx::shared_address(&shared.x_empty[i]), kSpmmWarps * x_arrivals(p));
         }
@@ -438,11 +436,11 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   __syncwarp();  // its barriers before the warp's copies
   bring_first(p, start, map, policy);
   if (warp == 0) shared.table.fill(lane);
-  const int begin = first_unit(p, int(blockIdx.x)), end = first_unit(p, int(blockIdx.x) + 1);
-  int team = int(p.by_chunks.divide(uint32_t(begin)));
+  const int begin = p.split.first_unit(int(blockIdx.x)), end = p.split.first_unit(int(blockIdx.x) + 1);
+  int team = p.split.team_of(begin);
   ChunkWalk walk(p, begin - team * p.shape.chunks);
   ptx::named_barrier(kStartBarrier, kThreads<kN>);  // X's barriers and the table before anyone uses them
-  const int last_team = int(p.by_chunks.divide(uint32_t(end - 1)));
+  const int last_team = p.split.team_of(end - 1);
   StripCursor cursor{.records = RecordFeed(p, start, team * kSpmmWarps + warp, end - begin, walk),
                      .pieces = PieceFeed(p, start, team * kSpmmWarps + warp, last_team * kSpmmWarps + warp,
                                          end - last_team * p.shape.chunks),
@@ -517,11 +515,8 @@ Problem problem_of(const StripStreamView& w, const SpmmPlan& plan) {
   p.blocks = shape.blocks();
   p.fewest_blocks = shape.blocks() / shape.chunks;
   p.extra_blocks = shape.blocks() % shape.chunks;
-  p.units = int(plan.units);
   p.record_bytes = shape.record_bytes();
-  p.by_grid = FastDivisor::of(plan.grid);
-  p.by_units = FastDivisor::of(plan.units);
-  p.by_chunks = FastDivisor::of(shape.chunks);
+  p.split = SpmmSplit::of(plan.units, shape.chunks, plan.grid);
   return p;
 }
 
@@ -543,15 +538,15 @@ void find_run_starts(Context& context, const StripStreamView& view, RunStart* ru
 
 void spmm_stream(Context& context, const SpmmArgs& args) {
   const StripShape& shape = args.w.view.shape;
-  check(args.n >= 1 && args.n <= kStreamMaxTokens, "stream SpMM {}×{}: {} tokens, legal are 1 to {}", shape.m,
-        shape.k, args.n, kStreamMaxTokens);
-  const int tokens = context.deterministic() ? std::max(args.n, kDecodeTokens) : args.n;
+  const int most = context.deterministic() ? kDecodeTokens : kStreamMaxTokens;
+  check(args.n >= 1 && args.n <= most, "stream SpMM {}×{}: {} tokens, legal are 1 to {}", shape.m, shape.k,
+        args.n, most);
+  const int tokens = context.deterministic() ? most : args.n;
   const SpmmPlan plan = plan_spmm(shape, tokens, context.facts());
   Problem p = problem_of(args.w.view, plan);
   p.runs = args.w.runs;
-  const int x_room = plan.n_tile <= 16 ? kMaxChunkBlocks : std::max(1, 128 / plan.n_tile);
-  const int x_stages = (shape.max_chunk_blocks() + x_room - 1) / x_room;
-  p.x_blocks = (shape.max_chunk_blocks() + x_stages - 1) / x_stages;
+  const int room = x_room(plan.n_tile), stages = (shape.max_chunk_blocks() + room - 1) / room;
+  p.x_blocks = (shape.max_chunk_blocks() + stages - 1) / stages;
   p.n = args.n;
   p.x = reinterpret_cast<const __half*>(args.x);
   p.epilogue = {reinterpret_cast<const __half*>(args.bias), reinterpret_cast<const __half*>(args.residual),
@@ -560,9 +555,9 @@ void spmm_stream(Context& context, const SpmmArgs& args) {
   p.fp32_out = args.fp32_out;
   p.partials = static_cast<float4*>(context.partial_sums());
   CUtensorMap map{};
-  p.x_by_copy = plan.n_tile <= 16
-                    ? shape.k % kBlockColumns == 0 && reinterpret_cast<uintptr_t>(args.x) % 16 == 0
-                    : make_activation_map(map, args.x, args.n, shape.k, kBlockColumns, plan.n_tile);
+  p.x_by_copy = uses_wgmma(plan.n_tile)
+                    ? make_activation_map(map, args.x, args.n, shape.k, kBlockColumns, plan.n_tile)
+                    : shape.k % kBlockColumns == 0 && reinterpret_cast<uintptr_t>(args.x) % 16 == 0;
   switch (plan.n_tile) {
     case 8:
       return launch<8>(p, plan, map, context.stream());

@@ -59,6 +59,10 @@ __device__ inline void store_sums(const Problem& p, int strip, int tier, int eig
 template <int kN>
 inline constexpr int kStripItems = kN / 4;  ///< of four sums a lane
 template <int kN>
+inline constexpr int kStripSumBytes = kStripItems<kN> * 32 * int(sizeof(float4));
+static_assert(2 * kSpmmWarps * kStripSumBytes<kStreamMaxTokens> == kPartialBytesPerBlock);
+static_assert(kStripSumBytes<kStreamMaxTokens> <= int(sizeof(WarpMap::ring)), "end_run's staging");
+template <int kN>
 __device__ float4 item_of(const StripSums<kN>& acc, int item) {
   const float* from = acc[item / (kN / 8)] + item % (kN / 8) * 4;
   return {from[0], from[1], from[2], from[3]};
@@ -68,37 +72,14 @@ __device__ void store_item(const Problem& p, int strip, int item, int lane, floa
   store_sums(p, strip, item / (kN / 8), item % (kN / 8), lane, sums);
 }
 
-// A team's owners are the blocks that have units of it. If there are several their sums meet in
-// Problem::partials. The last owner goes on with another team, so its sums are there early. The others end
-// their runs with the team, at about the same time: each adds up a share of every strip's items over all
-// owners, in their order, so that a result is the same from run to run. A word is there when it is no longer
+// Sums of teams that several blocks share (spmm_split.h) meet in Problem::partials and are added up in the
+// owners' order, so that a result is the same from run to run. A word is there when it is no longer
 // kAbsentSum: no tickets, and no fences, which take a microsecond each. Owners wait for each other, which is
 // safe as all blocks of the grid run at once; kernels of other streams of the same GPU may delay that, but
 // must not wait like this one.
 //
 // All of it is code that a launch runs once, a warp or two a scheduler, at 4 to 6 clocks an instruction: what
-// counts is how many there are, and X's warp does beforehand what it can.
-
-/// Of few tokens not all owners have a share: the SMs of the others take in the next launch's weights
-/// meanwhile.
-template <int kN>
-__device__ TeamShare find_team_share(const Problem& p) {
-  const int block = int(blockIdx.x), begin = first_unit(p, block), end = first_unit(p, block + 1);
-  const int team = int(p.by_chunks.divide(uint32_t(end - 1)));
-  const int team_begin = team * p.shape.chunks, team_end = team_begin + p.shape.chunks;
-  const int first = begin > team_begin ? block_of(p, team_begin) : block;
-  const int last = end < team_end ? block_of(p, team_end - 1) : block;
-  TeamShare t{};
-  t.owners = last - first + 1;
-  t.step = max(1, t.owners - 1);
-  t.first_place = 2 * first + int(first_unit(p, first) < team_begin);
-  t.other_places = 2 * (first + 1);
-  t.own_place = block == first ? t.first_place : 2 * block;
-  t.item = block == last && t.owners > 1 ? kStripItems<kN> : block - first;
-  t.entries = max(0, (kStripItems<kN> - t.item + t.step - 1) / t.step) * t.owners;
-  t.by_owners = (65536 + t.owners - 1) / t.owners;
-  return t;
-}
+// counts is how many there are, and X's warp does beforehand what it can (TeamShare).
 
 /// What arithmetic makes is never kAbsentSum, but it shall not depend on that. (In floats: as integers they
 /// would move between registers around each wgmma.)
@@ -140,6 +121,7 @@ template <int kN>
 __device__ void add_up(const Problem& p, const TeamShare& t, float4* staging, int warp, int lane) {
   // A round takes most of a microsecond: all that few tokens need, and most teams' of more.
   constexpr int kAtATime = kN <= 16 ? 10 : kN == 32 ? 12 : 18;
+  static_assert(kAtATime <= 32, "a lane finds an entry's place");
   char* const partials = reinterpret_cast<char*>(p.partials + lane);
   float4 sum{};
   float4* to = staging + t.item * 32;

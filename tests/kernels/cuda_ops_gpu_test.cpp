@@ -1,5 +1,6 @@
 // The CUDA ops against the CPU's, element by element. Skipped where there is no GPU.
 #include "kernels/check.h"
+#include "kernels/thread_pool.h"
 #include "tests/kernels/cuda_ops.h"
 
 namespace spinfer::test {
@@ -250,6 +251,28 @@ TEST_F(CudaLogits, DenseHeadWithAndWithoutBias) {
         EXPECT_TRUE(near(out.get(), doubles(want), {1e-3, 1e-5})) << m << "×" << k << " n " << n;
       }
     }
+  }
+}
+
+TEST_F(CudaLogits, PackedHeadWithAnyNumberOfRows) {
+  Random random(8);
+  const int m = 1003, k = 200;
+  auto w = random.halves(size_t(m) * k, 0.1f);
+  for (size_t i = 0; i < w.size(); ++i)
+    if (random.below(2)) w[i] = Half{};
+  const auto bias = random.halves(m);
+  ThreadPool pool(2);
+  const TcaBmeMatrix packed = encode(DenseMatrix{m, k, w.data(), nullptr}, pool);
+  const LinearWeight on_cpu = cpu_.ops().prepare_linear(cpu_.context(), packed, bias.data());
+  const LinearWeight weight = ops().prepare_linear(context(), packed, bias.data());
+  for (const int n : {1, 33, 96, 97, 200}) {  // the decode kernel takes 96 at a time
+    const auto x = random.halves(size_t(n) * k);
+    std::vector<float> want(size_t(n) * m, NAN);
+    const auto out = on_gpu(want);
+    const auto gpu_x = on_gpu(x);
+    cpu_.ops().logits(cpu_.context(), {.w = on_cpu.view, .x = x.data(), .n = n, .logits = want.data()});
+    ops().logits(context(), {.w = weight.view, .x = gpu_x.data(), .n = n, .logits = out.data()});
+    EXPECT_TRUE(near(out.get(), doubles(want), {1e-3, 1e-5})) << "n " << n;
   }
 }
 

@@ -19,7 +19,7 @@ namespace spinfer::cuda {
 namespace {
 
 constexpr double kTolerance = 5e-4;
-constexpr int kTokens[] = {1, 3, 8, 13, 17, 31, 64, 90, 100, 257};
+constexpr int kTokens[] = {1, 3, 8, 13, 17, 31, 64, 65, 96, 100, 257};
 
 /// compute-sanitizer slows kernels a hundredfold: SPINFER_GPU_TEST_REDUCED=1 keeps one size of each kind.
 bool reduced() {
@@ -156,8 +156,8 @@ const std::vector<int> kAllTokens(std::begin(kTokens), std::end(kTokens));
 
 TEST_F(LinearGpu, OddSizes) {
   if (reduced()) {
-    check_matrix({17, 31}, {3, 100});
-    check_matrix({130, 200}, {8, 17, 64, 257});
+    check_matrix({17, 31}, {3, 17, 90});
+    check_matrix({130, 200}, {8, 17, 64, 90, 257});
     return;
   }
   for (const auto& [m, k] :
@@ -167,7 +167,8 @@ TEST_F(LinearGpu, OddSizes) {
 
 TEST_F(LinearGpu, ModelSizes) {
   if (reduced()) {
-    check_matrix({512, 1024}, {8, 128});
+    check_matrix({512, 1024}, {8, 13, 128});
+    check_matrix({16, 8192}, {8});  // one team, more blocks than a round of its sums
     return;
   }
   check_matrix({4096, 4096}, kAllTokens);
@@ -179,7 +180,7 @@ TEST_F(LinearGpu, ModelSizes) {
 TEST_F(LinearGpu, LongestSides) {
   if (reduced()) GTEST_SKIP() << "reduced run";
   for (const auto& [m, k] : {std::pair{50272, 16}, {16, 50272}, {50272, 1024}, {1000, 50271}, {50265, 768}})
-    check_matrix({m, k}, {1, 8, 64, 100});
+    check_matrix({m, k}, {1, 8, 13, 17, 64, 90, 100});
 }
 
 TEST_F(LinearGpu, EverySparsity) {
@@ -279,6 +280,26 @@ TEST_F(LinearGpu, HostWeightsMultiplyLikeDeviceWeights) {
   }
 }
 
+TEST_F(LinearGpu, AnInfinityStaysOne) {
+  const int64_t m = 70000, k = 64;  // two teams of strips a thread block: nothing goes from one to the next
+  const std::vector<Half> ones(size_t(m * k), to_half(1.0f));
+  ThreadPool pool(2);
+  const LinearWeight w =
+      prepare_linear(opaque(*context_), encode(DenseMatrix{m, k, ones.data(), nullptr}, pool), nullptr);
+  for (const int n : {8, 16, 32}) {
+    if (!can_run(LinearKernel::stream, problem_of(w.view, n), context_->facts())) GTEST_SKIP() << "no sm_90a";
+    std::vector<Half> host(size_t(n * k), to_half(0.5f));
+    host[size_t(k - 1)].bits = 0x7c00;  // the first token's last
+    GuardedHalves x(*context_, n * k), y(*context_, n * m);
+    SPINFER_CUDA_CHECK(cudaMemcpy(x.data(), host.data(), host.size() * sizeof(Half), cudaMemcpyHostToDevice));
+    linear_with(*context_, LinearArgs{.w = w.view, .x = x.data(), .n = n, .y = y.data()},
+                LinearKernel::stream);
+    const std::vector<Half> result = y.download();
+    for (int64_t i = 0; i < n * m; ++i)
+      ASSERT_EQ(result[size_t(i)].bits, i < m ? 0x7c00 : to_half(32.0f).bits) << "n " << n << ", sum " << i;
+  }
+}
+
 TEST_F(LinearGpu, ATokenDoesNotDependOnTheBatchInSmbd) {
   const int64_t m = 320, k = 2048;
   GuardedHalves dense(*context_, m * k), x(*context_, 64 * k), y(*context_, 64 * m);
@@ -304,13 +325,13 @@ TEST_F(LinearGpu, ATokenDoesNotDependOnTheBatchInADeterministicContext) {
   for (const int64_t k : {2048, 1111}) {
     SCOPED_TRACE(k);
     const int64_t m = 320;
-    GuardedHalves dense(context, m * k), x(context, 64 * k), y(context, 64 * m);
+    GuardedHalves dense(context, m * k), x(context, 100 * k), y(context, 100 * m);
     fill_masked(context, dense.data(), m, k, Mask::random, 0.5, 11);
     x.fill_random(12, 1);
     const LinearWeight w =
         prepare_packed(context, encode_on_device(context, dense.data(), m, k), nullptr, {});
     std::vector<Half> alone;
-    for (const int n : {1, 7, 16, 17, 33, 64}) {
+    for (const int n : {1, 7, 16, 17, 33, 64, 65, 96, 100}) {
       y.fill_nan();
       linear(opaque(context), LinearArgs{.w = w.view, .x = x.data(), .n = n, .y = y.data()});
       std::vector<Half> first = y.download();

@@ -95,6 +95,13 @@ TEST(LinearPlan, ManyTokensGoThroughTheScratch) {
   EXPECT_EQ(kernel(1024), LinearKernel::scratch);
 }
 
+TEST(LinearPlan, CanonicalArraysAloneAreMultipliedBySmbdUpToItsLargestTile) {
+  LinearProblem problem{4096, 4096, kDecodeTokens, false, true};
+  EXPECT_EQ(choose_linear_kernel(problem, GpuFacts{}), LinearKernel::smbd);
+  problem.n = kDecodeTokens + 1;
+  EXPECT_EQ(choose_linear_kernel(problem, GpuFacts{}), LinearKernel::scratch);
+}
+
 TEST(LinearPlan, ChunksTooHighForTheFusedKernelAreScratched) {
   LinearProblem problem{4096, 4096, 256, false, false, true};
   problem.chunks = 64;

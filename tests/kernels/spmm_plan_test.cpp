@@ -84,7 +84,7 @@ TEST(LayoutPlanSplit, BlocksHaveAboutTheSameWork) {
 TEST(SpmmPlan, TheSplitDoesNotDependOnTheTokens) {
   const StripShape shape{12288, 12288, 39};
   const SpmmPlan one = plan_spmm(shape, 1, kH200);
-  for (int n : {8, 17, 64}) {
+  for (int n : {8, 17, 64, 65, 96}) {
     const SpmmPlan plan = plan_spmm(shape, n, kH200);
     EXPECT_EQ(plan.grid, one.grid);
     EXPECT_EQ(plan.units, one.units);
@@ -92,9 +92,15 @@ TEST(SpmmPlan, TheSplitDoesNotDependOnTheTokens) {
   }
 }
 
+TEST(SpmmPlan, TheTileIsTheNextThatThereIs) {
+  const StripShape shape{4096, 4096, 8};
+  for (const auto& [n, tile] :
+       {std::pair(1, 8), {8, 8}, {9, 16}, {17, 32}, {33, 64}, {64, 64}, {65, 96}, {96, 96}})
+    EXPECT_EQ(plan_spmm(shape, n, kH200).n_tile, tile) << n;
+}
+
 TEST(SpmmPlan, Prints) {
-  EXPECT_EQ(plan_spmm({4096, 4096, 8}, 8, kH200).to_string(),
-            "stream n_tile 8 teams 16 units 128 grid 128");
+  EXPECT_EQ(plan_spmm({4096, 4096, 8}, 8, kH200).to_string(), "stream n_tile 8 teams 16 units 128 grid 128");
 }
 
 }  // namespace

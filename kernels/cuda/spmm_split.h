@@ -1,0 +1,79 @@
+// How the thread blocks of the Hopper SpMM (spmm_stream.cu) divide the work, and who adds up whose sums.
+// Plain integers, the same on host and device: tested without a GPU.
+//
+// Units are numbered team by team, chunk by chunk; block b has the run [b·units/grid, (b+1)·units/grid). A
+// team's owners are the blocks that have units of it. If there are several their sums meet in global memory.
+// What a block has of a strip has two places there: 2·block for a team that other blocks began before it,
+// 2·block + 1 for one that it begins inside its run. (A team begun with the run is at 2·block.)
+#pragma once
+
+#include <cstdint>
+
+namespace spinfer::cuda {
+
+/// Divides by a number known to the host: a division takes a GPU some 150 clocks, and the start of a launch
+/// has several in a row. `magic` is 2^64 / divisor rounded up, exact for all dividends below 2^32; 0 for 1.
+struct FastDivisor {
+  uint64_t magic;
+
+  static constexpr FastDivisor of(int64_t divisor) {
+    return {divisor > 1 ? ~uint64_t{0} / uint64_t(divisor) + 1 : 0};
+  }
+  constexpr uint32_t divide(uint32_t dividend) const {
+    __extension__ using Wide = unsigned __int128;
+    return magic ? uint32_t(Wide(magic) * dividend >> 64) : dividend;
+  }
+};
+
+/// The work of one launch. units · (grid + 1) < 2^32.
+struct SpmmSplit {
+  int units;   ///< teams · chunks
+  int chunks;  ///< of a strip
+  int grid;    ///< thread blocks, at most `units`
+  FastDivisor by_grid, by_units, by_chunks;
+
+  static constexpr SpmmSplit of(int64_t units, int chunks, int grid) {
+    return {int(units), chunks, grid, FastDivisor::of(grid), FastDivisor::of(units), FastDivisor::of(chunks)};
+  }
+  constexpr int first_unit(int block) const { return int(by_grid.divide(uint32_t(units) * uint32_t(block))); }
+  /// The block whose run holds `unit`.
+  constexpr int block_of(int unit) const {
+    return int(by_units.divide(uint32_t(unit + 1) * uint32_t(grid) - 1));
+  }
+  constexpr int team_of(int unit) const { return int(by_chunks.divide(uint32_t(unit))); }
+};
+
+/// A block's part in adding up the last team of its run. The team's last owner has none: usually it goes on
+/// with another team, so its sums are there early. The others end their runs with the team, at about the same
+/// time: each adds up a share of every strip's items over all owners.
+struct TeamShare {
+  int owners;        ///< blocks that have units of the team; 1: nobody else's sums are needed
+  int own_place;     ///< this block's sums
+  int first_place;   ///< the first owner's
+  int other_places;  ///< the second's; the next are 2 on
+  int item;          ///< this block adds up the items item, item + step, …; from `items` on there are none
+  int step;
+  int entries;    ///< partial sums to add up: for each of its items one an owner
+  int by_owners;  ///< entry / owners = entry · by_owners / 2^16: exact while entries · owners < 2^16
+
+  /// `items`: pieces that a strip's sums are dealt in. Of few tokens not all owners have a share: their SMs
+  /// take in the next launch's weights meanwhile.
+  static constexpr TeamShare of(const SpmmSplit& s, int block, int items) {
+    const int begin = s.first_unit(block), end = s.first_unit(block + 1), team = s.team_of(end - 1);
+    const int team_begin = team * s.chunks, team_end = team_begin + s.chunks;
+    const int first = begin > team_begin ? s.block_of(team_begin) : block;
+    const int last = end < team_end ? s.block_of(team_end - 1) : block;
+    TeamShare t{};
+    t.owners = last - first + 1;
+    t.step = t.owners > 1 ? t.owners - 1 : 1;
+    t.first_place = 2 * first + int(s.first_unit(first) < team_begin);
+    t.other_places = 2 * (first + 1);
+    t.own_place = block == first ? t.first_place : 2 * block;
+    t.item = block == last && t.owners > 1 ? items : block - first;
+    t.entries = t.item < items ? (items - t.item + t.step - 1) / t.step * t.owners : 0;
+    t.by_owners = (65536 + t.owners - 1) / t.owners;
+    return t;
+  }
+};
+
+}  // namespace spinfer::cuda
