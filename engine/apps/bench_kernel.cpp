@@ -129,6 +129,7 @@ BenchResult bench_gpu(const KernelFlags& flags, const std::vector<LinearShape>& 
 
 void run_kernel_bench(const KernelFlags& flags) {
   const auto shapes = parse_shapes(flags.shapes);
+  flags.common.check_one_rank("bench kernel");
   (void)flags.common.engine_options();  // sets the log level
   const Backend& backend = select_backend(flags.common.device);
   std::ofstream csv;

@@ -79,6 +79,11 @@ void CommonFlags::add_to(CLI::App& command, Model requirement) {
   command.option_defaults()->group("Options");
 }
 
+void CommonFlags::check_one_rank(std::string_view command) const {
+  if (tensor_parallel > 1)
+    throw UsageError(fmt::format("--tp {}: {} takes one rank", tensor_parallel, command));
+}
+
 EngineOptions CommonFlags::engine_options() const {
   spdlog::set_level(spdlog::level::from_str(log_level));
   EngineOptions options;

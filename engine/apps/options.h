@@ -30,6 +30,8 @@ struct CommonFlags {
   void add_to(CLI::App& command, Model model);
   /// Sets the log level and returns the engine's options; `progress` is not set.
   EngineOptions engine_options() const;
+  /// Throws `UsageError` if a command that has no use for them is asked for several ranks.
+  void check_one_rank(std::string_view command) const;
 };
 
 /// Flags that size the engine: batch, context, KV cache.

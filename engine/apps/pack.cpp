@@ -17,6 +17,7 @@ struct PackFlags {
 };
 
 void run_pack(const PackFlags& flags) {
+  flags.output.common.check_one_rank("pack");
   set_interrupt_grace(kOutputInterruptGrace);
   ThreadPool pool(flags.output.common.threads);
   const std::string &in = flags.output.common.model, &out = flags.output.out;

@@ -22,6 +22,7 @@ void add_tokenize(CLI::App& app) {
   flags->common.add_to(*command, CommonFlags::Model::required);
   command->add_flag("--no-bos", flags->no_bos, "do not put the begin-of-text token first");
   command->callback([flags] {
+    flags->common.check_one_rank("tokenize");
     const Tokenizer tokenizer = load_tokenizer(flags->common.model);
     const auto ids = tokenizer.encode(read_text("-"), !flags->no_bos);
     if (flags->common.json) return print_json({{"tokens", ids}, {"count", ids.size()}});
@@ -34,6 +35,7 @@ void add_detokenize(CLI::App& app) {
   CLI::App* command = app.add_subcommand("detokenize", "token ids on stdin → text");
   flags->add_to(*command, CommonFlags::Model::required);
   command->callback([flags] {
+    flags->check_one_rank("detokenize");
     const Tokenizer tokenizer = load_tokenizer(flags->model);
     auto ids = parse_ids(read_text("-"), "stdin", IdSource::file);
     if (!ids.empty() && tokenizer.bos_id() == ids[0]) ids.erase(ids.begin());
