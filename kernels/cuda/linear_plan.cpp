@@ -1,6 +1,6 @@
 #include "kernels/cuda/linear_plan.h"
 
-#include <array>
+#include <span>
 
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
@@ -58,13 +58,13 @@ bool can_run(LinearKernel kernel, const LinearProblem& p, const GpuFacts& gpu) {
 }
 
 LinearKernel choose_linear_kernel(const LinearProblem& p, const GpuFacts& gpu) {
-  std::array kinds{LinearKernel::dense, LinearKernel::stream, LinearKernel::smbd};
-  const int few = can_run(LinearKernel::stream, p, gpu) ? kStreamMaxTokens : kDecodeTokens;
-  if (p.n > fused_tokens(p)) {
-    kinds = {LinearKernel::dense, LinearKernel::scratch, LinearKernel::fused};
-  } else if (p.n > few) {
-    kinds = {LinearKernel::dense, LinearKernel::fused, LinearKernel::scratch};
-  }
+  constexpr LinearKernel kFew[] = {LinearKernel::dense, LinearKernel::stream, LinearKernel::smbd};
+  constexpr LinearKernel kMore[] = {LinearKernel::dense, LinearKernel::stream, LinearKernel::fused,
+                                    LinearKernel::scratch};
+  constexpr LinearKernel kMany[] = {LinearKernel::dense, LinearKernel::scratch, LinearKernel::fused};
+  const std::span<const LinearKernel> kinds = p.n <= kDecodeTokens     ? std::span<const LinearKernel>(kFew)
+                                              : p.n <= fused_tokens(p) ? std::span<const LinearKernel>(kMore)
+                                                                       : std::span<const LinearKernel>(kMany);
   for (const LinearKernel kernel : kinds)
     if (can_run(kernel, p, gpu)) return kernel;
   fail("linear {}×{}: the weight has no arrays that a kernel of this device reads", p.m, p.k);

@@ -229,10 +229,6 @@ __global__ void add_norm_any_kernel(NormTask t) {
   }
 }
 
-}  // namespace
-
-namespace {
-
 bool takes_vectors(const AddNormArgs& a) {
   return vectorisable(a.d, a.h, a.delta, a.gain, a.bias, a.out) && a.d / kVec <= 4 * kMaxThreads;
 }

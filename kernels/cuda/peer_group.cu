@@ -1,15 +1,12 @@
 // Layout    each rank's memory: [2 slots][world][kSlotBytes] parts, then lines (peer_exchange.cuh), then
-// flags
-//           [world][kBlocks], then epochs [kMostPeerBlocks].
-//           Call number e (the epoch, counted on the device so that a replayed graph counts on) uses slot e %
-//           2, or the lines e % 2.
+//           flags [world][kBlocks], then epochs [kMostPeerBlocks]. Call number e (the epoch, counted on the
+//           device so that a replayed graph counts on) uses slot e % 2, or the lines e % 2.
 // Grid      of an exchange by slots always kBlocks blocks; vector i of any part is written and read by block
 //           i / kThreads % kBlocks of each rank, so that a block needs only the flags of its own number. By
 //           lines a thread needs only its own vectors.
 // Reuse     a rank in call e has finished e - 1, in which it had something of each peer's call e - 1, whose
-// call e - 2
-//           was over then (kernels of a stream complete in order): so nobody reads slot or lines e % 2 any
-//           more.
+//           call e - 2 was over then (kernels of a stream complete in order): so nobody reads slot or lines
+//           e % 2 any more.
 // Roofline  (world - 1) * bytes out over the link (by lines twice that), one crossing; measured in
 //           scripts/results/h200_all_reduce.json.
 #include <algorithm>

@@ -57,9 +57,9 @@ struct SpmmArgs {
 };
 
 /// Queues it on the context's stream, as a programmatic dependent launch: weights stream in while the kernel
-/// before still runs. Up to 16 tokens products are added up in another order than above. A
-/// deterministic context takes up to kDecodeTokens, all as the most: the result of a token depends on its x
-/// alone, bit for bit.
+/// before still runs. Up to 16 tokens products are added up in another order than above. A deterministic
+/// context takes up to kDecodeTokens, all as the most: the result of a token depends on its x alone, bit for
+/// bit.
 void spmm_stream(Context& context, const SpmmArgs& args);
 
 }  // namespace spinfer::cuda

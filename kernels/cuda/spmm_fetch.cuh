@@ -113,6 +113,7 @@ struct PieceFeed {
     while (left > 0 && brought - given_up < kRingPieces) bring_next(warp_map, policy);
   }
 };
+
 /// The first record and piece of a run, as early as can be.
 __device__ inline void bring_first(const Problem& p, const RunStart& start, uint32_t warp_map,
                                    uint64_t policy) {

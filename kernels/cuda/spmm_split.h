@@ -54,7 +54,12 @@ struct TeamShare {
   int item;          ///< this block adds up the items item, item + step, …; from `items` on there are none
   int step;
   int entries;    ///< partial sums to add up: for each of its items one an owner
-  int by_owners;  ///< entry / owners = entry · by_owners / 2^16: exact while entries · owners < 2^16
+  int by_owners;  ///< 2^16 / owners rounded up: `turn` is exact while entries · owners < 2^16
+
+  /// Of partial sum `entry`: the how-manieth of this block's items it is of.
+  constexpr int turn(int entry) const { return entry * by_owners >> 16; }
+  /// Where that owner's sums are, in the order of the blocks from 0 on.
+  constexpr int place(int owner) const { return owner == 0 ? first_place : other_places + 2 * (owner - 1); }
 
   /// `items`: pieces that a strip's sums are dealt in. Of few tokens not all owners have a share: their SMs
   /// take in the next launch's weights meanwhile.

@@ -127,10 +127,10 @@ __device__ void add_up(const Problem& p, const TeamShare& t, float4* staging, in
   float4* to = staging + t.item * 32;
 #pragma unroll 1
   for (int left = t.entries, first_entry = 0; left > 0; left -= kAtATime, first_entry += kAtATime) {
-    const int entry = first_entry + lane, turn = entry * t.by_owners >> 16, owner = entry - turn * t.owners;
-    const int place = owner == 0 ? t.first_place : t.other_places + 2 * (owner - 1);
-    const uint32_t offset = uint32_t((place * kSpmmWarps + warp) * kStripItems<kN> + t.item + turn * t.step) *
-                            (32 * sizeof(float4));
+    const int entry = first_entry + lane, turn = t.turn(entry), owner = entry - turn * t.owners;
+    const uint32_t offset =
+        uint32_t((t.place(owner) * kSpmmWarps + warp) * kStripItems<kN> + t.item + turn * t.step) *
+        (32 * sizeof(float4));
     const uint32_t ends = __ballot_sync(~0u, owner == t.owners - 1);
     float4* from[kAtATime];
     float4 v[kAtATime];

@@ -68,9 +68,9 @@ class Launch {
     const int team = split_.team_of(split_.first_unit(block + 1) - 1);
     const TeamShare t = TeamShare::of(split_, block, items_);
     for (int entry = 0; t.owners > 1 && entry < t.entries; ++entry) {
-      const int turn = entry * t.by_owners >> 16, owner = entry - turn * t.owners;
+      const int turn = t.turn(entry), owner = entry - turn * t.owners;
       ASSERT_EQ(turn, entry / t.owners);
-      const int place = owner == 0 ? t.first_place : t.other_places + 2 * (owner - 1);
+      const int place = t.place(owner);
       ASSERT_EQ(left_.count(place), 1u) << "nobody leaves what block " << block << " waits for";
       ASSERT_EQ(left_[place], team);
       ++read_[place * items_ + t.item + turn * t.step];
