@@ -34,10 +34,12 @@ struct StripStream {
 };
 
 /// Makes the layout on the GPU from canonical arrays on the same GPU, which may be freed afterwards.
-/// Synchronises the context's stream.
-StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& device_matrix);
+/// Synchronises the context's stream. Throws `Error` if `paired` (StripShape) and the matrix cannot be.
+StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& device_matrix,
+                                        bool paired = false);
 /// The same with a cut of the caller's, for tests and tuning.
-StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& device_matrix, int chunks);
+StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& device_matrix, int chunks,
+                                        bool paired = false);
 
 /// `StripStream::runs` of a layout: bytes of device memory, and a kernel on the context's stream that writes
 /// them.

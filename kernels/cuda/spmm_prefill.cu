@@ -7,7 +7,8 @@
 //            dense weights never exist outside registers.
 // Grid       clusters of two blocks, one block an SM: a warpgroup that brings what kGroups others multiply. A
 //            cluster's tile is 128·kGroups rows × n_tile tokens: warpgroup w of block b owns rows
-//            64·(kGroups·b + w) … +64, its warp i the tier of rows 16·i … +16: two warps share a strip.
+//            64·(kGroups·b + w) … +64, two strips, its warp i tier i % 2 of strip i / 2 (rows 16·i … +16
+//            unless the matrix is paired).
 // Step       32 columns: two TCTiles a warp are assembled, the values of the next two asked for, and two
 //            wgmmas of 16 columns issued; then the step before must be done. The ring of X stages is
 //            unrolled, so that stages, barriers and operand descriptors are constants or uniform registers; a
@@ -126,7 +127,8 @@ class Consumer {
         give_partial();
       } else {
         if (segment.end < p_.w.shape.chunks) take_partials(segment.tile);
-        prefill::store_tile<kN>(p_, acc_, int64_t(rows) * kGroupTile + warp_ * kTierRows,
+        const int strip = rows * kGroupStrips + warp_ / kStripTiers;
+        prefill::store_tile<kN>(p_, acc_, p_.w.shape.tier_row(strip, warp_ % kStripTiers),
                                 segment.tile % p_.tiles_n * kN, lane_);
       }
     }

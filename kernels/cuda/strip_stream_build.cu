@@ -4,9 +4,9 @@
 // Records  A warp a strip, lane = lane of its two streams. Reads bitmaps only, walks chunk after chunk, deals
 //          streams to tracks from where the chunk before ended: a chain, but a short one.
 // Places   A scan of the strips' rows, one thread block.
-// Values   A thread block a chunk, a warp a block: its values are one run of the canonical array, the record
-//          says where each lane's go. They meet in shared memory, so that whole rows are stored; rows that
-//          neighbouring chunks share are or-ed into zeros.
+// Values   A thread block a chunk, a warp a block: a tier's values are one run of the canonical array, the
+//          record says where each lane's go. They meet in shared memory, so that whole rows are stored; rows
+//          that neighbouring chunks share are or-ed into zeros.
 #include <cub/block/block_scan.cuh>
 
 #include "kernels/check.h"
@@ -18,9 +18,9 @@
 namespace spinfer::cuda {
 namespace {
 
-constexpr int kStripsPerGroupTile = kGroupTile / kStripRows;
-constexpr int kBitmapsPerBlock = kBitmapsPerGroupTile / kStripsPerGroupTile;
-static_assert(kBitmapsPerBlock == kStripLanes && kStripsPerGroupTile == 2, "a lane reads one bitmap");
+constexpr int kTiersPerGroupTile = kGroupTile / kTierRows;
+constexpr int kTierBitmaps = kBitmapsPerGroupTile / kTiersPerGroupTile;  // of a block
+static_assert(kTierBitmaps * kStripTiers == kStripLanes, "a lane reads one bitmap");
 
 struct Totals {
   uint64_t rows;
@@ -28,14 +28,27 @@ struct Totals {
   int uneven;  ///< strips with chunks that do not fit the ring
 };
 
-/// Which GroupTile has the strip's block, and the strip's bitmaps of it.
-__device__ int64_t group_of(const TcaBmeView& w, int64_t strip, int block) {
-  return strip / kStripsPerGroupTile * group_tiles(w.k) + block;
-}
-__device__ const uint64_t* bitmaps_of(const TcaBmeView& w, int64_t strip, int block) {
-  return w.bitmaps + group_of(w, strip, block) * kBitmapsPerGroupTile +
-         strip % kStripsPerGroupTile * kBitmapsPerBlock;
-}
+/// A tier's share of a block in the canonical arrays.
+struct TierSource {
+  int64_t group;  ///< the GroupTile that has it
+  int first;      ///< its first bitmap there
+
+  __device__ TierSource(const TcaBmeView& w, int64_t row, int block)
+      : group(int64_t(uint64_t(row) / kGroupTile) * group_tiles(w.k) + block),
+        first(int(uint32_t(row) % kGroupTile / kTierRows * kTierBitmaps)) {}
+
+  __device__ const uint64_t* bitmaps(const TcaBmeView& w) const {
+    return w.bitmaps + group * kBitmapsPerGroupTile + first;
+  }
+  /// The first value, by a warp: those of the tiers above in the GroupTile come before.
+  __device__ const Half* values(const TcaBmeView& w, int lane) const {
+    const uint64_t* all = w.bitmaps + group * kBitmapsPerGroupTile;
+    int above = 0;
+    if (lane < first) above = __popcll(all[lane]);
+    if (lane + kStripLanes < first) above += __popcll(all[lane + kStripLanes]);
+    return w.values + w.offset(group) + __reduce_add_sync(~0u, above);
+  }
+};
 
 /// Lane i gives the strip's bitmap i of a block and gets its own lane_mask of both tiers, the first in the
 /// low word: 32×32 pairs of bits, transposed.
@@ -110,10 +123,9 @@ struct SharedStrip {
 
 /// One strip on its way through a warp. What is no array is the same in all lanes.
 struct StripWalk {
-  const TcaBmeView& w;
   const StripShape& shape;
   SharedStrip& shared;
-  int64_t strip;
+  const uint64_t* first_bitmap;  ///< of block 0 that the lane reads
   int lane;
   uint8_t* record;  ///< the next chunk's
   int arrived = 0, strip_rows = 0, max_chunk_rows = 0;
@@ -124,7 +136,7 @@ struct StripWalk {
 
   /// Reads the next chunk's bitmaps, one of each block a lane. There may be none.
   __device__ void read_bitmaps(int begin, int blocks) {
-    const uint64_t* first = bitmaps_of(w, strip, begin) + lane;
+    const uint64_t* first = first_bitmap + int64_t(begin) * kBitmapsPerGroupTile;
 #pragma unroll
     for (int i = 0; i < kMaxChunkBlocks; ++i) bitmaps[i] = i < blocks ? first[i * kBitmapsPerGroupTile] : 0;
   }
@@ -268,9 +280,12 @@ __global__ void __launch_bounds__(kStripLanes)
     write_records(TcaBmeView w, StripShape shape, uint8_t* records, StripPlace* places, Totals* totals) {
   __shared__ SharedStrip shared;
   const int64_t strip = blockIdx.x;
-  StripWalk walk{w, shape, shared, strip, int(threadIdx.x), records + strip * shape.record_bytes()};
+  const int lane = int(threadIdx.x);
+  const TierSource tier(w, shape.tier_row(strip, lane / kTierBitmaps), 0);
+  StripWalk walk{shape, shared, tier.bitmaps(w) + lane % kTierBitmaps, lane,
+                 records + strip * shape.record_bytes()};
   walk.walk();
-  if (walk.lane != 0) return;
+  if (lane != 0) return;
   places[strip] = {uint32_t(walk.strip_rows), uint32_t(walk.arrived)};
   atomicMax(&totals->max_chunk_rows, walk.max_chunk_rows);
   if (!walk.fits) atomicAdd(&totals->uneven, 1);
@@ -297,12 +312,13 @@ __global__ void __launch_bounds__(kPlaceThreads)
 
 /// A warp that brings a block's values to a chunk's rows in shared memory.
 struct BlockScatter {
-  const Half* values;       ///< the strip's first of this block
-  const uint64_t* bitmaps;  ///< the strip's of this block
   int lane;
-  uint32_t track[kStripTiers];  ///< shared address in the chunk's first row
-  int half[kStripTiers];        ///< from there on
-  uint32_t word[kStripTiers];   ///< masks as stored
+  const Half* values;                    ///< tier 0's first of this block
+  const Half* second_values;             ///< tier 1's, or null: they follow tier 0's
+  const uint64_t* bitmaps[kStripTiers];  ///< the tier's of this block
+  uint32_t track[kStripTiers];           ///< shared address in the chunk's first row
+  int half[kStripTiers];                 ///< from there on
+  uint32_t word[kStripTiers];            ///< masks as stored
 
   __device__ void put(int tier, uint16_t value) {
     // a row a word: the second half is 2 bytes behind the first, the next word a row
@@ -312,13 +328,20 @@ struct BlockScatter {
   }
 
   __device__ void run() {
+    const Half* end = run_tier(0, values);
+    run_tier(1, second_values ? second_values : end);
+  }
+
+ private:
+  /// Returns where the tier's values end.
+  __device__ const Half* run_tier(int tier, const Half* first) {
     int begin = 0;  // of the bitmap's values
     const uint64_t below = (uint64_t{1} << (2 * lane)) - 1;
 #pragma unroll
-    for (int i = 0; i < kBitmapsPerBlock; ++i) {
-      const int tier = i / 16, tile = i % 16 / 4;
-      const uint64_t bits = __ldg(bitmaps + i);
-      const Half* next = values + begin + __popcll(bits & below);
+    for (int i = 0; i < kTierBitmaps; ++i) {
+      const int tile = i / 4;
+      const uint64_t bits = __ldg(bitmaps[tier] + i);
+      const Half* next = first + begin + __popcll(bits & below);
       const uint32_t there = uint32_t(bits >> (2 * lane));
       const uint32_t stored =
           word[tier] >> (16 * (tile % 2) + 8 * (i % 4 / 2) + 4 * (tile / 2) + 2 * (i % 2));
@@ -328,23 +351,22 @@ struct BlockScatter {
       half[tier] += int(stored >> 1 & 1u);
       begin += __popcll(bits);
     }
+    return first + begin;
   }
 };
 
 /// One warp's share of a chunk. `record` is the chunk's, `rows` has its rows in shared memory.
-__device__ void scatter_block(const TcaBmeView& w, int64_t strip, int column, const uint8_t* record,
-                              int block, int lane, const void* rows) {
+__device__ void scatter_block(const TcaBmeView& w, const StripShape& shape, int64_t strip, int column,
+                              const uint8_t* record, int block, int lane, const void* rows) {
   const auto* head = reinterpret_cast<const ChunkHead*>(record);
   const auto* masks = reinterpret_cast<const uint2*>(record + sizeof(ChunkHead)) + lane;
-  const uint64_t* bitmaps = bitmaps_of(w, strip, column);
-  int above = 0;  // values of the strip above in the GroupTile
-  if (strip % kStripsPerGroupTile)
-    above = __reduce_add_sync(~0u, __popcll((bitmaps - kBitmapsPerBlock)[lane]));
-
-  BlockScatter scatter{w.values + w.offset(group_of(w, strip, column)) + above, bitmaps, lane};
+  const TierSource tiers[kStripTiers] = {{w, shape.tier_row(strip, 0), column},
+                                         {w, shape.tier_row(strip, 1), column}};
+  BlockScatter scatter{lane, tiers[0].values(w, lane), shape.paired ? tiers[1].values(w, lane) : nullptr};
   const int origin = int(head->first_row) % kPieceRows * 2;
 #pragma unroll
   for (int t = 0; t < kStripTiers; ++t) {
+    scatter.bitmaps[t] = tiers[t].bitmaps(w);
     const uint32_t start = head->start[lane][t];
     scatter.track[t] = ptx::shared_address(rows) + start_track(start) * sizeof(uint32_t);
     scatter.half[t] = int(start_position(start) / 16) - origin;
@@ -394,8 +416,8 @@ __global__ void __launch_bounds__(kMaxChunkBlocks* kStripLanes)
   for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) assembled[i] = uint4{};
   __syncthreads();  // before values
   if (block < shape.chunk_blocks(chunk))
-    scatter_block(w, strip, shape.block_begin(chunk) + block, records + shape.record_begin(chunk), block,
-                  lane, assembled);
+    scatter_block(w, shape, strip, shape.block_begin(chunk) + block, records + shape.record_begin(chunk),
+                  block, lane, assembled);
   __syncthreads();  // all values are there
   auto* out = reinterpret_cast<uint4*>(values) + (int64_t(places[strip].row) + first_row) * kVectorsPerRow;
   for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) {
@@ -443,13 +465,15 @@ Records make_records(Context& context, const TcaBmeView& w, const StripShape& sh
 
 }  // namespace
 
-StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& w) {
-  return make_strip_stream_on_device(context, w,
-                                     plan_strip_chunks(w.m, w.k, 1.0 - w.sparsity(), context.facts()));
+StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& w, bool paired) {
+  return make_strip_stream_on_device(
+      context, w, plan_strip_chunks(w.m, w.k, 1.0 - w.sparsity(), context.facts()), paired);
 }
 
-StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& w, int chunks) {
-  StripShape shape{w.m, w.k, chunks};
+StripStream make_strip_stream_on_device(Context& context, const TcaBmeView& w, int chunks, bool paired) {
+  StripShape shape{w.m, w.k, chunks, paired};
+  check(!paired || StripShape::can_pair(w.m), "strip streams of {}×{}: its halves have no whole strips", w.m,
+        w.k);
   check(chunks >= 1 && chunks <= shape.blocks() && shape.max_chunk_blocks() <= kMaxChunkBlocks,
         "strip streams of {}×{}: {} chunks are no legal cut", w.m, w.k, chunks);
   Records made = make_records(context, w, shape);

@@ -77,15 +77,16 @@ __global__ void __launch_bounds__(kWarps * 32) decode_streams_kernel(const Decod
   const int warp = int(threadIdx.x / 32), pair = warp / kStripTiers, tier = warp % kStripTiers;
   const int64_t entry = int64_t(blockIdx.x) * kChunks + pair;
   if (entry >= p.w.shape.strips() * p.w.shape.chunks) return;
+  const int64_t strip = entry / p.w.shape.chunks;
   const int lane = int(threadIdx.x % 32), chunk = int(entry % p.w.shape.chunks);
   const int blocks = p.w.shape.chunk_blocks(chunk);
   unsigned char* slot = shared + pair * pair_bytes(p.chunk_bytes);
   auto* turned = reinterpret_cast<uint16_t*>(slot + p.chunk_bytes) + tier * kTierRows * kTurnStride;
-  fetch(p, entry / p.w.shape.chunks, chunk, blocks, slot);
+  fetch(p, strip, chunk, blocks, slot);
 
   ChunkReader reader(DecodeTables::from_shared(ptx::shared_address(&tables)), lane, tier);
   reader.enter(ptx::shared_address(slot), blocks);
-  const int64_t top = entry / p.w.shape.chunks * kStripRows + tier * kTierRows;
+  const int64_t top = p.w.shape.tier_row(strip, tier);
   reader.load<0>();
   for (int block = 0; block < blocks; ++block) {
     const auto turn = [&](int tile, const uint32_t(&a)[4]) {

@@ -26,10 +26,10 @@ struct ChunkSource {
   }
 };
 
-/// Appends a tier's share of a block.
-void read_block(const TcaBmeView& w, int64_t tier_row, int block, size_t first_stream, ChunkSource& source) {
-  const int64_t group = tier_row / 4 * group_tiles(w.k) + block;
-  const int first = int(tier_row % 4) * 16;  // the tier's bitmaps in the GroupTile
+/// Appends a tier's share of a block. `tile_row` counts the matrix's rows of TCTiles.
+void read_block(const TcaBmeView& w, int64_t tile_row, int block, size_t first_stream, ChunkSource& source) {
+  const int64_t group = tile_row / 4 * group_tiles(w.k) + block;
+  const int first = int(tile_row % 4) * 16;  // the tier's bitmaps in the GroupTile
   const uint64_t* bitmaps = w.bitmaps + group * kBitmapsPerGroupTile;
   int64_t value = w.offset(group);
   for (int i = 0; i < first; ++i) value += std::popcount(bitmaps[i]);
@@ -141,7 +141,7 @@ class StripBuilder {
     ChunkSource source;
     for (int block = shape_.block_begin(chunk); block < shape_.block_begin(chunk + 1); ++block) {
       for (int tier = 0; tier < kStripTiers; ++tier)
-        read_block(w_, strip_ * kStripTiers + tier, block, size_t(tier * kStripLanes), source);
+        read_block(w_, shape_.tier_row(strip_, tier) / kTcTile, block, size_t(tier * kStripLanes), source);
     }
     return source;
   }
@@ -287,7 +287,7 @@ class StripReader {
       uint32_t a[4];
       decode_tile(ring_, track, mask_pairs(word, t / 2) >> (16 * (t % 2)), position, a);
       for (int i = 0; i < 8; ++i) {
-        const int64_t row = strip_ * kStripRows + tier * kTierRows + i / 2 % 2 * 8 + lane / 4;
+        const int64_t row = s_.shape.tier_row(strip_, tier) + i / 2 % 2 * 8 + lane / 4;
         const int64_t col = int64_t(block) * kBlockColumns + t * kTcTile + i / 4 * 8 + lane % 4 * 2 + i % 2;
         const Half value{uint16_t(a[i / 2] >> (16 * (i % 2)))};
         if (row < s_.shape.m && col < s_.shape.k) dense_[row * s_.shape.k + col] = value;
@@ -303,9 +303,11 @@ class StripReader {
 
 }  // namespace
 
-StripStreamHost make_strip_stream(const TcaBmeView& matrix, int chunks) {
+StripStreamHost make_strip_stream(const TcaBmeView& matrix, int chunks, bool paired) {
   StripStreamHost out;
-  out.shape = {matrix.m, matrix.k, chunks};
+  out.shape = {matrix.m, matrix.k, chunks, paired};
+  check(!paired || StripShape::can_pair(matrix.m), "strip streams of {}×{}: its halves have no whole strips",
+        matrix.m, matrix.k);
   check(chunks >= 1 && chunks <= out.shape.blocks() && out.shape.max_chunk_blocks() <= kMaxChunkBlocks,
         "strip streams of {}×{}: {} chunks, legal are {} to {}", matrix.m, matrix.k, chunks,
         (out.shape.blocks() + kMaxChunkBlocks - 1) / kMaxChunkBlocks, out.shape.blocks());

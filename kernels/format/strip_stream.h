@@ -7,6 +7,10 @@
 // nonzeros, as halves, in the order of its mask's bits. A chunk is a run of at most kMaxChunkBlocks blocks; a
 // strip's blocks are dealt evenly to `chunks` chunks.
 //
+// Rows       Of strip s: 32·s … +32, the upper 16 are tier 0. In a paired matrix (two stacked halves: the
+//            gate and the up projection of a gated MLP) tier 0 is rows 16·s … +16 of the upper half, tier 1
+//            the same of the lower, so that a strip's sums have both factors of a product. All else is the
+//            same.
 // Values     Per strip one array of rows of 64 words, a word per track: bank = track modulo 32 whatever row
 //            each lane is at. At the start of a chunk streams are dealt anew to tracks: the longer tier takes
 //            the 32 tracks that are behind, in each tier the longest stream takes the track that ends first,
@@ -84,11 +88,19 @@ struct StripPlace {
 
 /// How a matrix is cut. Blocks [block_begin(c), block_begin(c + 1)) of each strip are chunk c.
 struct StripShape {
-  int64_t m = 0;   ///< true rows
-  int64_t k = 0;   ///< true columns
-  int chunks = 1;  ///< per strip, in [1, blocks()]
+  int64_t m = 0;        ///< true rows
+  int64_t k = 0;        ///< true columns
+  int chunks = 1;       ///< per strip, in [1, blocks()]
+  bool paired = false;  ///< tiers are of the upper and of the lower half; only if can_pair(m)
+
+  /// Whether half of m rows are whole strips.
+  static constexpr bool can_pair(int64_t m) { return m > 0 && m % (2 * kStripRows) == 0; }
 
   constexpr int64_t strips() const { return padded(m) / kStripRows; }
+  /// First row of a tier in the matrix.
+  constexpr int64_t tier_row(int64_t strip, int tier) const {
+    return strip * (paired ? kTierRows : kStripRows) + (tier == 0 ? 0 : paired ? m / 2 : kTierRows);
+  }
   constexpr int blocks() const { return int(padded(k) / kBlockColumns); }
   constexpr int block_begin(int chunk) const { return int(int64_t(blocks()) * chunk / chunks); }
   constexpr int chunk_blocks(int chunk) const { return block_begin(chunk + 1) - block_begin(chunk); }
@@ -189,8 +201,8 @@ struct StripStreamHost {
 };
 
 /// The specification of the layout: what the GPU builder is tested against. Throws `Error` if `chunks` is
-/// illegal.
-StripStreamHost make_strip_stream(const TcaBmeView& matrix, int chunks);
+/// illegal or the matrix cannot be paired.
+StripStreamHost make_strip_stream(const TcaBmeView& matrix, int chunks, bool paired = false);
 
 /// Decodes to [m][k] with the arithmetic of the device decoder, step by step, and follows the pieces through
 /// the ring. Throws `Error` if a window reads a row whose piece is not there.

@@ -18,13 +18,14 @@ using test::random_matrix;
 
 /// Encodes, cuts into `chunks`, more of them while too uneven for the ring, decodes with the device's
 /// arithmetic and compares bit for bit.
-void expect_round_trip(const DenseMatrix& dense, int chunks) {
+void expect_round_trip(const DenseMatrix& dense, int chunks, bool paired = false) {
   ThreadPool pool(2);
   const TcaBmeMatrix packed = encode(dense, pool);
-  StripStreamHost stream = make_strip_stream(packed.view(), chunks);
+  StripStreamHost stream = make_strip_stream(packed.view(), chunks, paired);
   while (!stream.fits_ring) {
     ASSERT_LT(stream.shape.chunks, stream.shape.blocks()) << "chunks of one block must fit";
-    stream = make_strip_stream(packed.view(), std::min(2 * stream.shape.chunks, stream.shape.blocks()));
+    stream =
+        make_strip_stream(packed.view(), std::min(2 * stream.shape.chunks, stream.shape.blocks()), paired);
   }
   const std::vector<Half> decoded = decode_strip_stream(stream.view());
   ASSERT_EQ(int64_t(decoded.size()), dense.m * dense.k);
@@ -128,6 +129,75 @@ TEST(StripStream, RejectsIllegalCuts) {
   EXPECT_THROW(make_strip_stream(packed.view(), 3), Error);  // 11 blocks a chunk
   EXPECT_NO_THROW(make_strip_stream(packed.view(), 4));
   EXPECT_THROW(make_strip_stream(packed.view(), 33), Error);
+}
+
+class PairedStripStream : public testing::TestWithParam<std::tuple<int, int, int>> {};
+
+TEST_P(PairedStripStream, RoundTripsAtEverySparsity) {
+  const auto [m, k, chunks] = GetParam();
+  for (const double density : {0.0, 0.05, 0.5, 0.95, 1.0})
+    expect_round_trip(random_matrix(m, k, density, uint64_t(m * k) + uint64_t(density * 100)), chunks, true);
+}
+
+/// The same bytes as the unpaired layout of the matrix whose rows are already in the tiers' order.
+TEST_P(PairedStripStream, HasTheRowsOfBothHalves) {
+  const auto [m, k, chunks] = GetParam();
+  const DenseMatrix dense = random_matrix(m, k, 0.5, uint64_t(m + k));
+  std::vector<Half> ordered;
+  for (int64_t strip = 0; strip < m / kStripRows; ++strip) {
+    for (const int64_t top : {strip * 16, m / 2 + strip * 16})
+      ordered.insert(ordered.end(), dense.data + top * k, dense.data + (top + 16) * k);
+  }
+  ThreadPool pool(2);
+  const StripStreamHost paired = make_strip_stream(encode(dense, pool).view(), chunks, true);
+  const StripStreamHost plain =
+      make_strip_stream(encode(make_matrix(m, k, std::move(ordered)), pool).view(), chunks);
+  EXPECT_TRUE(paired.shape.paired);
+  EXPECT_EQ(paired.records, plain.records);
+  EXPECT_EQ(paired.values, plain.values);
+  EXPECT_EQ(paired.max_chunk_rows, plain.max_chunk_rows);
+  ASSERT_EQ(paired.places.size(), plain.places.size());
+  for (size_t i = 0; i < plain.places.size(); ++i) {
+    EXPECT_EQ(paired.places[i].row, plain.places[i].row);
+    EXPECT_EQ(paired.places[i].pieces, plain.places[i].pieces);
+  }
+}
+
+// 192 and 704 rows: the lower half begins in the middle of a GroupTile.
+INSTANTIATE_TEST_SUITE_P(OddAndEven, PairedStripStream,
+                         testing::Values(std::tuple(64, 16, 1), std::tuple(64, 131, 2),
+                                         std::tuple(128, 700, 3), std::tuple(192, 320, 1),
+                                         std::tuple(192, 1999, 7), std::tuple(704, 131, 3)));
+
+TEST(StripStream, UnevenPairs) {
+  const int64_t m = 192, k = 640;
+  const DenseMatrix full = random_matrix(m, k, 1.0, 4);
+  std::vector<Half> lower(full.data, full.data + m * k);
+  std::fill_n(lower.begin(), m / 2 * k, Half{});
+  expect_round_trip(make_matrix(m, k, std::move(lower)), 2, true);
+}
+
+TEST(StripStream, TierRows) {
+  const StripShape plain{192, 64, 1}, paired{192, 64, 1, true};
+  EXPECT_EQ(plain.strips(), 6);
+  EXPECT_EQ(paired.strips(), 6);
+  for (int64_t strip = 0; strip < 6; ++strip) {
+    EXPECT_EQ(plain.tier_row(strip, 0), 32 * strip);
+    EXPECT_EQ(plain.tier_row(strip, 1), 32 * strip + 16);
+    EXPECT_EQ(paired.tier_row(strip, 0), 16 * strip);
+    EXPECT_EQ(paired.tier_row(strip, 1), 96 + 16 * strip);
+  }
+}
+
+TEST(StripStream, PairsNeedWholeStripsInBothHalves) {
+  ThreadPool pool(1);
+  for (const int64_t m : {64, 128, 192, 704}) EXPECT_TRUE(StripShape::can_pair(m)) << m;
+  for (const int64_t m : {0, 1, 16, 32, 63, 65, 96, 160, 720}) EXPECT_FALSE(StripShape::can_pair(m)) << m;
+  for (const int64_t m : {1, 32, 65, 96}) {
+    const TcaBmeMatrix packed = encode(random_matrix(m, 64, 0.5, 1), pool);
+    EXPECT_NO_THROW(make_strip_stream(packed.view(), 1));
+    EXPECT_THROW(make_strip_stream(packed.view(), 1, true), Error) << m;
+  }
 }
 
 TEST(StripStream, BytesStayWithinFourPercent) {
