@@ -2,8 +2,8 @@
 // kernel's blocks are placed while the one before still drains.
 //
 // A kernel launched so calls `wait_for_predecessor()` in every thread before it reads or writes global
-// memory, and before it returns: then kernels of the stream complete in order, and the memory of a finished
-// op may be reused.
+// memory (weights it may read: no op writes them), and before it returns: then kernels of the stream complete
+// in order, and the memory of a finished op may be reused.
 #pragma once
 
 #include <cuda_fp16.h>

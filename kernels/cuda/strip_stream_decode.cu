@@ -4,11 +4,14 @@
 //            its tier block by block (64 columns) and turns each block in shared memory so that rows leave as
 //            16-byte vectors.
 // Shared     per pair: the chunk, two rows for the decoder's window, and the tiers' turned blocks.
+// Launch     a programmatic dependent one: chunks are fetched while the kernel before still runs (no op
+//            writes weights); nothing is written before its end, as it may read the dense matrix.
 // Roofline   2 bytes written and 1/8 + 2(1−s) read a weight. Blocks of an SM overlap each other's copies;
 //            nothing else is pipelined.
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/prefill_decoder.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/strip_stream_decode.h"
@@ -72,11 +75,15 @@ __device__ void write_block(const DecodeParams& p, const uint16_t* turned, int64
 __global__ void __launch_bounds__(kWarps * 32) decode_streams_kernel(const DecodeParams p) {
   __shared__ DecodeTables tables;
   extern __shared__ __align__(128) unsigned char shared[];
+  let_successor_start();
   if (threadIdx.x == 0) tables = DecodeTables{};
   __syncthreads();  // the tables are complete
   const int warp = int(threadIdx.x / 32), pair = warp / kStripTiers, tier = warp % kStripTiers;
   const int64_t entry = int64_t(blockIdx.x) * kChunks + pair;
-  if (entry >= p.w.shape.strips() * p.w.shape.chunks) return;
+  if (entry >= p.w.shape.strips() * p.w.shape.chunks) {
+    wait_for_predecessor();
+    return;
+  }
   const int64_t strip = entry / p.w.shape.chunks;
   const int lane = int(threadIdx.x % 32), chunk = int(entry % p.w.shape.chunks);
   const int blocks = p.w.shape.chunk_blocks(chunk);
@@ -88,6 +95,7 @@ __global__ void __launch_bounds__(kWarps * 32) decode_streams_kernel(const Decod
   reader.enter(ptx::shared_address(slot), blocks);
   const int64_t top = p.w.shape.tier_row(strip, tier);
   reader.load<0>();
+  wait_for_predecessor();  // before the first write
   for (int block = 0; block < blocks; ++block) {
     const auto turn = [&](int tile, const uint32_t(&a)[4]) {
 #pragma unroll
@@ -135,8 +143,8 @@ void decode_streams_on_device(Context& context, const StripStreamView& stream, H
         stream.shape.m, stream.shape.k, shared, context.facts().shared_per_block);
   SPINFER_CUDA_CHECK(
       cudaFuncSetAttribute(decode_streams_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  decode_streams_kernel<<<unsigned(blocks), kWarps * 32, size_t(shared), context.stream()>>>(params);
-  SPINFER_LAUNCH_CHECK("decode_streams_kernel");
+  launch(context, "decode_streams", decode_streams_kernel,
+         {dim3(unsigned(blocks)), dim3(kWarps * 32), size_t(shared)}, params);
 }
 
 }  // namespace spinfer::cuda
