@@ -66,12 +66,14 @@ struct Backend {
   void (&synchronize)(DeviceContext& context);
 
   /// Makes a weight resident: uploads it, in the order `linear` wants. The CPU uses the host memory as it is.
-  /// `bias` is host memory [m] or null.
-  LinearWeight (&prepare_linear)(DeviceContext& context, const HostMatrix& matrix, const Half* bias);
+  /// `bias` is host memory [m] or null. `gated`: for `gated_linear`, gate and up stacked; `linear` takes it
+  /// too.
+  LinearWeight (&prepare_linear)(DeviceContext& context, const HostMatrix& matrix, const Half* bias,
+                                 bool gated);
   /// The same from `dense` [m][k] in device memory, which may be reused on return: packed if at least
   /// `min_sparsity` of it is zero.
   LinearWeight (&prepare_from_device)(DeviceContext& context, const Half* dense, int64_t m, int64_t k,
-                                      double min_sparsity, const Half* bias);
+                                      double min_sparsity, const Half* bias, bool gated);
   void (&fill_random)(DeviceContext& context, const FillRandomArgs& args);
 
   /// Page-locked host memory, which copies that the host does not wait for need.
@@ -106,6 +108,10 @@ struct Backend {
   void (&embed)(DeviceContext&, const EmbedArgs&);
   void (&add_norm)(DeviceContext&, const AddNormArgs&);
   void (&linear)(DeviceContext&, const LinearArgs&);
+  void (&gated_linear)(DeviceContext&, const GatedLinearArgs&);
+  /// True where `linear` with `from` can leave a norm of its result to the `linear` or `gated_linear` with
+  /// `to`, for n tokens; see DeferredNorm. Queues nothing.
+  bool (&defers_norm)(DeviceContext&, const Linear& from, const Linear& to, int n);
   void (&rope_append)(DeviceContext&, const RopeAppendArgs&);
   void (&attention)(DeviceContext&, const AttentionArgs&);
   void (&gated_activation)(DeviceContext&, const GatedActivationArgs&);

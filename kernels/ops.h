@@ -49,14 +49,55 @@ struct AddNormArgs {
   bool sum_delta = false;
 };
 
+/// A norm that costs no pass of its own, as it nearly commutes with a product. The linear that makes h
+/// (LinearArgs::norm_of_y) also stores x = h·gain/bound and takes the moments of each row of h; the linear
+/// that reads x (norm_of_x) scales its sums by what the moments say: W·norm(h) = (bound · W·x − mean ·
+/// W·gain) / deviation + W·bias, where an RMS norm has no mean and no bias. Only where Backend::defers_norm
+/// says so.
+struct DeferredNorm {
+  NormKind kind;
+  const Half* gain;  ///< [d]
+  float bound;       ///< x is h·gain/bound; at least each |gain|, so that x fits where h does
+  float eps;
+  Half* x;  ///< [n][d]
+  /// Zero before: [kMomentParts][n] a row's sum of squares and, for a layer norm, behind it another such
+  /// array for its sum: in parts, so that not all are added to one word, and in units of
+  /// 2^-kMomentFractionBits, so that no order matters.
+  uint64_t* moments;
+  /// Of the reader, for a layer norm: W·gain and W·bias + b, [its m] each. Null for an RMS norm, which leaves
+  /// the reader its bias.
+  const float* gain_product = nullptr;
+  const float* bias_product = nullptr;
+};
+inline constexpr int kMomentParts = 8;
+inline constexpr int kMomentFractionBits = 20;   ///< d up to 16384 cannot overflow, whatever h is
+inline constexpr int kMostDeferringTokens = 96;  ///< of more no backend defers the norm
+constexpr int64_t moment_words(NormKind kind, int n) {
+  return int64_t{kind == NormKind::layer ? 2 : 1} * kMomentParts * n;
+}
+
 /// y = act(W·x + b) + residual.
 struct LinearArgs {
   const Linear& w;
   const Half* x;  ///< [n][w.k]
   int n;
   Activation act = Activation::none;
-  const Half* residual = nullptr;  ///< [n][w.m], or null; may be y
-  Half* y;                         ///< [n][w.m]
+  const Half* residual = nullptr;           ///< [n][w.m], or null; may be y
+  Half* y;                                  ///< [n][w.m]
+  const DeferredNorm* norm_of_x = nullptr;  ///< W·x is to be divided by what this norm has left
+  const DeferredNorm* norm_of_y = nullptr;  ///< y is the h of this norm
+};
+
+/// y = act(W₁·x + b₁) · (W₂·x + b₂), W₁ the first half of w's rows (gate), W₂ the second (up). `w` was
+/// prepared as gated.
+struct GatedLinearArgs {
+  const Linear& w;
+  const Half* x;  ///< [n][w.k]
+  int n;
+  Activation act;
+  Half* gate_up;                            ///< scratch [n][w.m]
+  Half* y;                                  ///< [n][w.m/2]
+  const DeferredNorm* norm_of_x = nullptr;  ///< see LinearArgs
 };
 
 /// Keys and values of one layer in the paged cache.

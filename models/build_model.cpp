@@ -1,6 +1,7 @@
 #include "models/build_model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "kernels/check.h"
@@ -84,6 +85,8 @@ class Builder {
     layer.attn_out = layer_linear(spec.attn_out);
     layer.mlp_in = layer_linear(spec.mlp_in);
     layer.mlp_out = layer_linear(spec.mlp_out);
+    layer.qkv_products = products(layer.qkv, layer.attn_norm);
+    layer.mlp_in_products = products(layer.mlp_in, layer.mlp_norm);
     model_.layers.push_back(std::move(layer));
   }
 
@@ -115,7 +118,34 @@ class Builder {
     model_.small.push_back(upload(spec));
     return model_.small.back().data();
   }
-  NormWeights norm(const NormSpec& spec) { return {upload_small(spec.gain), upload_small(spec.bias)}; }
+  NormWeights norm(const NormSpec& spec) {
+    return {upload_small(spec.gain), upload_small(spec.bias), largest(spec.gain)};
+  }
+  /// The largest magnitude; 1 where that is zero or no number.
+  float largest(const TensorSpec& spec) const {
+    if (spec.name.empty()) return 1;
+    const DenseMatrix host = source_.tensor(spec);
+    float most = 0;
+    for (int64_t i = 0; i < host.m * host.k; ++i) most = std::max(most, std::abs(to_float(host.data[i])));
+    return most > 0 && std::isfinite(most) ? most : 1;
+  }
+
+  /// What `w` needs to be left a layer norm, if it can be.
+  NormProducts products(const LinearWeight& w, const NormWeights& norm) {
+    if (config_.norm != NormKind::layer || !config_.norm_before || !norm.gain || !norm.bias ||
+        shard_.world > 1 || !device_.ops().defers_norm(device_.context(), w.view, w.view, 1))
+      return {};
+    const auto product = [&](const Linear& view, const Half* x) {
+      DeviceArray<float> y(device_, view.m, MemoryUse::weights);
+      device_.ops().logits(device_.context(), {.w = view, .x = x, .n = 1, .logits = y.data()});
+      return y;
+    };
+    Linear without_bias = w.view;
+    without_bias.bias = nullptr;
+    NormProducts result{product(without_bias, norm.gain), product(w.view, norm.bias)};
+    count(0, 0, int64_t(sizeof(float)) * (result.gain.size() + result.bias.size()));
+    return result;
+  }
 
   LinearWeight layer_linear(const LinearSpec& spec) {
     LinearWeight weight = linear(spec, Packing::if_sparse);
@@ -149,12 +179,14 @@ class Builder {
     }
     const auto is_dense = [](const HostMatrix& b) { return std::holds_alternative<DenseMatrix>(b); };
     const bool host = device_.ops().name == std::string_view("cpu");  // reads the weights where they are
-    if (!host && std::all_of(blocks.begin(), blocks.end(), is_dense)) return copied(blocks, packing, bias);
-    return device_.ops().prepare_linear(device_.context(), stack(std::move(blocks), packing), bias);
+    if (!host && std::all_of(blocks.begin(), blocks.end(), is_dense))
+      return copied(blocks, packing, bias, spec.gated);
+    return device_.ops().prepare_linear(device_.context(), stack(std::move(blocks), packing), bias,
+                                        spec.gated);
   }
 
   /// Dense parts are copied one below the other to the device and packed there.
-  LinearWeight copied(const std::vector<HostMatrix>& blocks, Packing packing, const Half* bias) {
+  LinearWeight copied(const std::vector<HostMatrix>& blocks, Packing packing, const Half* bias, bool gated) {
     const int64_t k = std::get<DenseMatrix>(blocks.front()).k;
     int64_t m = 0;
     for (const HostMatrix& block : blocks) m += std::get<DenseMatrix>(block).m;
@@ -164,7 +196,7 @@ class Builder {
       device_.ops().upload(device_.context(), out, part.data, size_t(part.m * k) * sizeof(Half));
       out += part.m * k;
     }
-    return from_scratch(m, k, packing, bias);
+    return from_scratch(m, k, packing, bias, gated);
   }
 
   /// Device memory for one matrix at a time.
@@ -175,11 +207,11 @@ class Builder {
     }
     return scratch_.data();
   }
-  LinearWeight from_scratch(int64_t m, int64_t k, Packing packing, const Half* bias) {
+  LinearWeight from_scratch(int64_t m, int64_t k, Packing packing, const Half* bias, bool gated) {
     constexpr double kNever = 2;  // more than all of it zero
     const bool pack = !options_.dense && packing == Packing::if_sparse;
     return device_.ops().prepare_from_device(device_.context(), scratch_.data(), m, k,
-                                             pack ? options_.min_sparsity : kNever, bias);
+                                             pack ? options_.min_sparsity : kNever, bias, gated);
   }
 
   /// The parts are written one below the other on the device and packed there.
@@ -194,7 +226,7 @@ class Builder {
       source_.fill(part.name, kind, spec.k, rows, cols, out);
       out += rows.size() * cols.size();
     }
-    return from_scratch(m, cols.size(), packing, bias);
+    return from_scratch(m, cols.size(), packing, bias, spec.gated);
   }
 
   /// Null where there is none, or where it is another rank's to add: rank 0 adds a row-parallel layer's bias.
@@ -266,7 +298,7 @@ class Builder {
       part.m = rows.size();
       HostMatrix matrix = stack({part}, packing);
       if (std::holds_alternative<TcaBmeMatrix>(matrix)) {
-        model_.head = device_.ops().prepare_linear(device_.context(), matrix, nullptr);
+        model_.head = device_.ops().prepare_linear(device_.context(), matrix, nullptr, false);
         model_.head.storage.push_back(accounted(device_, model_.head.device_bytes));
         count(0, model_.head.packed_bytes, model_.head.device_bytes);
         return;

@@ -18,12 +18,13 @@ void ForwardPass::add_norm(Half* delta, const NormWeights& norm, Half* out) cons
                              .sum_delta = model.shard.world > 1});
 }
 
-void ForwardPass::linear(const LinearWeight& w, const Half* x, Half* y, Activation act) const {
-  if (observer && *observer) (*observer)(w, x, batch.n);
-  ops().linear(context(), {.w = w.view, .x = x, .n = batch.n, .act = act, .y = y});
+void ForwardPass::linear(const LinearWeight& w, const NormedInput& x, Half* y, Activation act) const {
+  if (observer && *observer) (*observer)(w, x.x, batch.n);
+  ops().linear(context(),
+               {.w = w.view, .x = x.x, .n = batch.n, .act = act, .y = y, .norm_of_x = x.deferred()});
 }
 
-void ForwardPass::attention(int index, const Half* x, Half* delta) const {
+const Half* ForwardPass::attention(int index, const NormedInput& x) const {
   const LayerWeights& layer = model.layers[size_t(index)];
   const KvLayer& cache = kv.layers[size_t(index)];
   const int head_dim = model.config.head_dim;
@@ -50,33 +51,94 @@ void ForwardPass::attention(int index, const Half* x, Half* delta) const {
                               .block_size = kv.block_size,
                               .scale = 1 / std::sqrt(float(head_dim)),
                               .out = workspace.attn.data()});
-  linear(layer.attn_out, workspace.attn.data(), delta);
+  return workspace.attn.data();
 }
 
-void ForwardPass::mlp(const LayerWeights& layer, const Half* x, Half* delta) const {
+const Half* ForwardPass::mlp(const LayerWeights& layer, const NormedInput& x) const {
   const Activation act = model.config.activation;
   Half* inner = workspace.mlp.data();
-  if (model.config.gated_mlp) {
-    linear(layer.mlp_in, x, inner);
-    ops().gated_activation(context(), {.gate_up = inner,
-                                       .n = batch.n,
-                                       .f = int(model.ffn_size),
-                                       .act = act,
-                                       .out = workspace.gated.data()});
-    inner = workspace.gated.data();
-  } else {
+  if (!model.config.gated_mlp) {
     linear(layer.mlp_in, x, inner, act);
+    return inner;
   }
-  linear(layer.mlp_out, inner, delta);
+  if (observer && *observer) (*observer)(layer.mlp_in, x.x, batch.n);
+  Half* gated = workspace.gated.data();
+  ops().gated_linear(context(), {.w = layer.mlp_in.view,
+                                 .x = x.x,
+                                 .n = batch.n,
+                                 .act = act,
+                                 .gate_up = inner,
+                                 .y = gated,
+                                 .norm_of_x = x.deferred()});
+  return gated;
 }
 
-Half* ForwardPass::pre_norm_layer(int index, Half* delta) const {
+bool ForwardPass::defers(const LinearWeight& w, const NextNorm& next) const {
+  // Of several ranks' parts h is not known yet; observers want to see x normed, and run single layers.
+  return next.reader && next.norm->gain && model.shard.world == 1 && !observer &&
+         batch.n <= kMostDeferringTokens &&
+         (model.config.norm == NormKind::rms || next.products->gain.size() > 0) &&
+         ops().defers_norm(context(), w.view, next.reader->view, batch.n);
+}
+
+NormedInput ForwardPass::linear_add_norm(const LinearWeight& w, const Half* x, const NextNorm& next) const {
+  Half* h = workspace.h.data();
+  Half* out = workspace.x.data();
+  if (defers(w, next)) {
+    const NormKind kind = model.config.norm;
+    const DeferredNorm norm{.kind = kind,
+                            .gain = next.norm->gain,
+                            .bound = next.norm->bound,
+                            .eps = model.config.norm_eps,
+                            .x = out,
+                            .moments = workspace.moments.data() + next.index * moment_words(kind, batch.n),
+                            .gain_product = next.products->gain.data(),
+                            .bias_product = next.products->bias.data()};
+    ops().linear(context(), {.w = w.view, .x = x, .n = batch.n, .residual = h, .y = h, .norm_of_y = &norm});
+    return {out, norm};
+  }
+  Half* delta = workspace.delta.data();
+  linear(w, {x}, delta);
+  if (next.norm) {
+    add_norm(delta, *next.norm, out);
+  } else {
+    add_norm(delta, {}, nullptr);
+  }
+  return {out};
+}
+
+NextNorm ForwardPass::norm_after_attention(int index) const {
   const LayerWeights& layer = model.layers[size_t(index)];
-  add_norm(delta, layer.attn_norm, workspace.x.data());
-  attention(index, workspace.x.data(), workspace.delta.data());
-  add_norm(workspace.delta.data(), layer.mlp_norm, workspace.x.data());
-  mlp(layer, workspace.x.data(), workspace.delta.data());
-  return workspace.delta.data();
+  return {&layer.mlp_norm, &layer.mlp_in, &layer.mlp_in_products, 2 * index};
+}
+
+NextNorm ForwardPass::norm_after_mlp(int index) const {
+  if (index + 1 == model.config.layers) return {model.config.final_norm ? &model.final_norm : nullptr};
+  const LayerWeights& after = model.layers[size_t(index) + 1];
+  return {&after.attn_norm, &after.qkv, &after.qkv_products, 2 * index + 1};
+}
+
+NormedInput ForwardPass::pre_norm_layer(int index, const NormedInput& x, const NextNorm& next) const {
+  const LayerWeights& layer = model.layers[size_t(index)];
+  const NormedInput middle =
+      linear_add_norm(layer.attn_out, attention(index, x), norm_after_attention(index));
+  return linear_add_norm(layer.mlp_out, mlp(layer, middle), next);
+}
+
+const Half* ForwardPass::pre_norm_layers() const {
+  bool any = false;
+  for (int i = 0; i < model.config.layers; ++i) {
+    const LayerWeights& layer = model.layers[size_t(i)];
+    any |= defers(layer.attn_out, norm_after_attention(i)) || defers(layer.mlp_out, norm_after_mlp(i));
+  }
+  if (any)
+    ops().fill_zero(
+        context(), workspace.moments.data(),
+        2 * model.layers.size() * size_t(moment_words(model.config.norm, batch.n)) * sizeof(uint64_t));
+  add_norm(nullptr, model.layers.front().attn_norm, workspace.x.data());
+  NormedInput x{workspace.x.data()};
+  for (int i = 0; i < model.config.layers; ++i) x = pre_norm_layer(i, x, norm_after_mlp(i));
+  return model.config.final_norm ? x.x : workspace.h.data();
 }
 
 void ForwardPass::logits(const Half* x) const {
@@ -128,8 +190,8 @@ void forward_layer(Device& device, const Model& model, int index, const ForwardB
                    const KvCacheView& kv, Workspace& workspace, const LinearObserver& observer) {
   const ForwardPass pass{device, model, batch, kv, workspace, &observer};
   if (!model.config.norm_before) return post_norm_layer_opt(pass, index);
-  Half* delta = pass.pre_norm_layer(index, nullptr);
-  pass.add_norm(delta, {}, nullptr);  // h as the next layer's norm would leave it
+  pass.add_norm(nullptr, model.layers[size_t(index)].attn_norm, workspace.x.data());
+  pass.pre_norm_layer(index, {workspace.x.data()}, {});  // h as the next layer's norm would leave it
 }
 
 }  // namespace spinfer

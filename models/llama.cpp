@@ -16,13 +16,8 @@ void embed_llama(const ForwardPass& pass) {
 }
 
 void forward_llama(const ForwardPass& pass) {
-  const Model& model = pass.model;
-  Workspace& ws = pass.workspace;
   embed_llama(pass);
-  Half* delta = nullptr;  // a block's output joins h with the next norm
-  for (int i = 0; i < model.config.layers; ++i) delta = pass.pre_norm_layer(i, delta);
-  pass.add_norm(delta, model.final_norm, ws.x.data());
-  pass.logits(ws.x.data());
+  pass.logits(pass.pre_norm_layers());
 }
 
 }  // namespace spinfer

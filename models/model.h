@@ -25,6 +25,13 @@ struct Shard {
 struct NormWeights {
   const Half* gain = nullptr;  ///< [d]
   const Half* bias = nullptr;  ///< [d]
+  float bound = 1;             ///< the largest |gain|; 1 where that is zero or no number
+};
+
+/// What a layer norm left to the linear that reads it needs of that linear, see DeferredNorm; empty: it is
+/// not.
+struct NormProducts {
+  DeviceArray<float> gain, bias;  ///< [m]
 };
 
 /// One transformer layer. Sizes are this rank's shares: hq, hkv heads and f features.
@@ -34,6 +41,7 @@ struct LayerWeights {
   LinearWeight attn_out;  ///< [d][hq·head_dim]; row-parallel, bias on rank 0 only
   LinearWeight mlp_in;    ///< [2·f][d] gate, up stacked, or [f][d] (OPT's fc1); column-parallel
   LinearWeight mlp_out;   ///< [d][f]; row-parallel, bias on rank 0 only
+  NormProducts qkv_products, mlp_in_products;  ///< with attn_norm and mlp_norm
 };
 
 /// Bytes and sparsity of what was loaded, for reports. Counts cover all ranks' shares of this rank only.
@@ -119,13 +127,14 @@ class Workspace {
                        int max_logits);  ///< what the constructor takes
 
   int max_tokens, max_logits;
-  DeviceArray<Half> h;              ///< [max_tokens][d] residual stream
-  DeviceArray<Half> x;              ///< [max_tokens][max(d, embed_size)] normed input of a linear
+  DeviceArray<Half> h;  ///< [max_tokens][d] residual stream
+  DeviceArray<Half> x;  ///< [max_tokens][max(d, embed_size)] input of a linear: normed, or see DeferredNorm
   DeviceArray<Half> delta;          ///< [max_tokens][max(d, embed_size)] output of a block, before it joins h
   DeviceArray<Half> qkv;            ///< [max_tokens][(hq + 2·hkv)·head_dim]
   DeviceArray<Half> attn;           ///< [max_tokens][hq·head_dim]
   DeviceArray<Half> mlp;            ///< [max_tokens][2·f] or [f]
   DeviceArray<Half> gated;          ///< [max_tokens][f]; empty if not gated
+  DeviceArray<uint64_t> moments;    ///< [2·layers][moment_words] for kMostDeferringTokens, see DeferredNorm
   DeviceArray<Half> last;           ///< [max_logits][d]
   DeviceArray<Half> head_in;        ///< [max_logits][embed_size]; empty without project_out
   DeviceArray<float> logits_shard;  ///< [max_logits][vocab_shard]; empty with one rank

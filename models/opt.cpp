@@ -16,7 +16,7 @@ void embed_opt(const ForwardPass& pass) {
                                     .n = pass.batch.n,
                                     .d = int(model.config.embed_size),
                                     .out = projected ? ws.x.data() : ws.h.data()});
-  if (projected) pass.linear(model.project_in, ws.x.data(), ws.h.data());
+  if (projected) pass.linear(model.project_in, {ws.x.data()}, ws.h.data());
   pass.ops().embed(pass.context(), {.ids = pass.batch.positions,
                                     .id_offset = model.config.position_offset,
                                     .table = model.positions.data(),
@@ -30,22 +30,13 @@ void embed_opt(const ForwardPass& pass) {
 void post_norm_layer_opt(const ForwardPass& pass, int index) {
   Workspace& ws = pass.workspace;
   const LayerWeights& layer = pass.model.layers[size_t(index)];
-  pass.attention(index, ws.h.data(), ws.delta.data());
+  pass.linear(layer.attn_out, {pass.attention(index, {ws.h.data()})}, ws.delta.data());
   pass.add_norm(ws.delta.data(), layer.attn_norm, ws.h.data());
-  pass.mlp(layer, ws.h.data(), ws.delta.data());
+  pass.linear(layer.mlp_out, {pass.mlp(layer, {ws.h.data()})}, ws.delta.data());
   pass.add_norm(ws.delta.data(), layer.mlp_norm, ws.h.data());
 }
 
 namespace {
-
-/// Norm before each block; the residual stream h itself is never normed. A block's output joins h with the
-/// next norm.
-void layers_pre_norm(const ForwardPass& pass) {
-  Workspace& ws = pass.workspace;
-  Half* delta = nullptr;
-  for (int i = 0; i < pass.model.config.layers; ++i) delta = pass.pre_norm_layer(i, delta);
-  pass.add_norm(delta, pass.model.final_norm, pass.model.config.final_norm ? ws.x.data() : nullptr);
-}
 
 /// h = norm(h + block(h)), twice a layer.
 void layers_post_norm(const ForwardPass& pass) {
@@ -57,12 +48,9 @@ void layers_post_norm(const ForwardPass& pass) {
 void forward_opt(const ForwardPass& pass) {
   const ModelConfig& config = pass.model.config;
   embed_opt(pass);
-  if (config.norm_before) {
-    layers_pre_norm(pass);
-  } else {
-    layers_post_norm(pass);
-  }
-  pass.logits(config.final_norm ? pass.workspace.x.data() : pass.workspace.h.data());
+  if (config.norm_before) return pass.logits(pass.pre_norm_layers());
+  layers_post_norm(pass);
+  pass.logits(pass.workspace.h.data());
 }
 
 }  // namespace spinfer

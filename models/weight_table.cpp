@@ -86,7 +86,7 @@ LayerSpec layer_spec(const Names& names, const ModelConfig& c, int layer) {
               Share::all,
               c.qkv_bias};
   spec.attn_out = {{{prefix + names.attn_out, d, Share::all}}, c.q_size(), Share::q_heads, c.out_bias};
-  spec.mlp_in = {{}, d, Share::all, c.mlp_bias};
+  spec.mlp_in = {{}, d, Share::all, c.mlp_bias, names.gate != nullptr};
   if (names.gate) spec.mlp_in.parts.push_back({prefix + names.gate, f, Share::ffn});
   spec.mlp_in.parts.push_back({prefix + names.up, f, Share::ffn});
   spec.mlp_out = {{{prefix + names.down, d, Share::all}}, f, Share::ffn, c.mlp_bias};

@@ -61,6 +61,7 @@ struct LinearSpec {
   int64_t k = 0;
   Share cols = Share::all;  ///< how ranks share k
   bool bias = false;
+  bool gated = false;  ///< two parts, gate and up
 
   int64_t m() const;  ///< of the whole model
 };

@@ -128,8 +128,12 @@ if wanted sanitizer; then
   # Only our kernels: racecheck reports hazards inside cuBLAS's own (nvjet_sm90_*), which order their shared memory
   # by means it does not model.
   for tool in memcheck racecheck synccheck; do
-    if SPINFER_GPU_TEST_REDUCED=1 timeout 60 "$sanitizer" --tool "$tool" --error-exitcode 9 --kernel-name kernel_substring=spinfer \
-        "$tests" --gtest_filter="${SPINFER_SANITIZER_FILTER:-*:-*AllocationFailure*}" >"$logs/$tool.log" 2>&1; then
+    sanitize() {
+      SPINFER_GPU_TEST_REDUCED=1 timeout 60 "$sanitizer" --tool "$tool" --error-exitcode 9 \
+        --kernel-name kernel_substring=spinfer "$1" --gtest_filter="$2"
+    }
+    if { sanitize "$tests" "${SPINFER_SANITIZER_FILTER:-*:-*AllocationFailure*}" &&
+         sanitize "$(find_program cuda_ops_tests)" 'CudaLinear.*'; } >"$logs/$tool.log" 2>&1; then
       note "$tool" "clean ($(grep -c '^\[       OK' "$logs/$tool.log") tests)"
     else failed+=("$tool"); note "$tool" "FAILED (status $?): $(grep -m2 '=========' "$logs/$tool.log" | tail -1)"; fi
   done

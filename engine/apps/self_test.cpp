@@ -60,7 +60,7 @@ SelfTest test_linear(Device& device, bool packed) {
   ThreadPool pool(1);
   const DenseMatrix dense{kM, kK, weights->data(), weights};
   const HostMatrix matrix = packed ? HostMatrix(encode(dense, pool)) : HostMatrix(dense);
-  const LinearWeight weight = device.ops().prepare_linear(device.context(), matrix, nullptr);
+  const LinearWeight weight = device.ops().prepare_linear(device.context(), matrix, nullptr, false);
   DeviceArray<Half> device_x(device, int64_t(x.size()), MemoryUse::workspace);
   DeviceArray<Half> device_y(device, int64_t(want.size()), MemoryUse::workspace);
   device_x.upload(x.data(), device_x.size());

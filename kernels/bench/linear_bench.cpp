@@ -122,7 +122,7 @@ class Copies {
 
  private:
   static LinearWeight prepare(Device& device, const HostMatrix& matrix) {
-    return device.ops().prepare_linear(device.context(), matrix, nullptr);
+    return device.ops().prepare_linear(device.context(), matrix, nullptr, false);
   }
   TcaBmeMatrix original_;
   std::vector<LinearWeight> dense_, packed_;

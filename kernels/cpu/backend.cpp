@@ -127,6 +127,17 @@ void op(DeviceContext& context, const Args& args) {
   if (!(context.left_out >> int(kKind) & 1)) kOp(context, args);
 }
 
+void gated_linear(DeviceContext& context, const GatedLinearArgs& a) {
+  op<OpKind::linear, LinearArgs, linear>(context, {.w = a.w, .x = a.x, .n = a.n, .y = a.gate_up});
+  op<OpKind::other, GatedActivationArgs, gated_activation>(
+      context, {.gate_up = a.gate_up, .n = a.n, .f = int(a.w.m / 2), .act = a.act, .out = a.y});
+}
+
+/// Its `linear` knows no deferred norm.
+bool defers_norm(DeviceContext&, const Linear&, const Linear&, int) {
+  return false;
+}
+
 void add_norm_op(DeviceContext& context, const AddNormArgs& args) {
   if (args.sum_delta && args.delta) all_reduce(context, args.delta, int64_t{args.n} * args.d);
   op<OpKind::norm, AddNormArgs, add_norm>(context, args);
@@ -162,6 +173,8 @@ constinit const Backend table{
     .embed = op<OpKind::other, EmbedArgs, embed>,
     .add_norm = add_norm_op,
     .linear = op<OpKind::linear, LinearArgs, linear>,
+    .gated_linear = gated_linear,
+    .defers_norm = defers_norm,
     .rope_append = op<OpKind::attention, RopeAppendArgs, rope_append>,
     .attention = op<OpKind::attention, AttentionArgs, attention>,
     .gated_activation = op<OpKind::other, GatedActivationArgs, gated_activation>,

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/check.h"
 #include "kernels/cpu/activation.h"
 
 namespace spinfer::cpu {
@@ -254,7 +255,7 @@ void multiply(DeviceContext& context, const LinearKernels& kernels, const Linear
 
 }  // namespace
 
-LinearWeight prepare_linear(DeviceContext& context, const HostMatrix& matrix, const Half* bias) {
+LinearWeight prepare_linear(DeviceContext& context, const HostMatrix& matrix, const Half* bias, bool) {
   LinearWeight weight;
   if (const auto* dense = std::get_if<DenseMatrix>(&matrix)) {
     weight.view.m = dense->m;
@@ -283,7 +284,7 @@ LinearWeight prepare_linear(DeviceContext& context, const HostMatrix& matrix, co
 }
 
 LinearWeight prepare_from_device(DeviceContext& context, const Half* dense, int64_t m, int64_t k,
-                                 double min_sparsity, const Half* bias) {
+                                 double min_sparsity, const Half* bias, bool) {
   const DenseMatrix source{m, k, dense, nullptr};
   const double nonzeros = double(count_nonzeros(source, context.pool));
   if (nonzeros <= (1 - min_sparsity) * double(m) * double(k))
@@ -294,6 +295,7 @@ LinearWeight prepare_from_device(DeviceContext& context, const Half* dense, int6
 }
 
 void linear(DeviceContext& context, const LinearArgs& a, SimdLevel level) {
+  check(!a.norm_of_x && !a.norm_of_y, "linear {}×{}: the CPU defers no norm", a.w.m, a.w.k);
   multiply(context, linear_kernels(level), a.w, a.x, a.n, [&](int64_t row, int64_t token, float y) {
     const int64_t i = token * a.w.m + row;
     a.y[i] = to_half(activate(a.act, y) + (a.residual ? to_float(a.residual[i]) : 0.0f));

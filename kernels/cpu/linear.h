@@ -7,11 +7,12 @@
 
 namespace spinfer::cpu {
 
-/// The weight is used where it is in host memory; only the bias is copied.
-LinearWeight prepare_linear(DeviceContext& context, const HostMatrix& matrix, const Half* bias);
+/// The weight is used where it is in host memory; only the bias is copied. `gated` makes no difference.
+LinearWeight prepare_linear(DeviceContext& context, const HostMatrix& matrix, const Half* bias,
+                            bool gated = false);
 
 LinearWeight prepare_from_device(DeviceContext& context, const Half* dense, int64_t m, int64_t k,
-                                 double min_sparsity, const Half* bias);
+                                 double min_sparsity, const Half* bias, bool gated = false);
 
 /// Results depend on the weight and the token alone: see linear_kernels.h. `level` is for tests; the default
 /// is the best the CPU has.

@@ -133,6 +133,17 @@ void op(DeviceContext& opaque, const Args& args) {
   if (!left_out(opaque, kKind)) kOp(opaque, args);
 }
 
+void gated_linear_op(DeviceContext& opaque, const GatedLinearArgs& a) {
+  const bool multiplied = !left_out(opaque, OpKind::linear);
+  if (gates_in_kernel(context_of(opaque), a.w, a.n)) {
+    if (multiplied) gated_linear(context_of(opaque), a);
+    return;
+  }
+  if (multiplied) linear(opaque, {.w = a.w, .x = a.x, .n = a.n, .y = a.gate_up, .norm_of_x = a.norm_of_x});
+  op<OpKind::other, GatedActivationArgs, gated_activation>(
+      opaque, {.gate_up = a.gate_up, .n = a.n, .f = int(a.w.m / 2), .act = a.act, .out = a.y});
+}
+
 /// The sum over ranks in it is communication.
 void add_norm_op(DeviceContext& opaque, const AddNormArgs& args) {
   const bool summed = args.sum_delta && args.delta && !left_out(opaque, OpKind::communication);
@@ -181,6 +192,8 @@ constinit const Backend table{
     .embed = op<OpKind::other, EmbedArgs, embed>,
     .add_norm = add_norm_op,
     .linear = op<OpKind::linear, LinearArgs, linear>,
+    .gated_linear = gated_linear_op,
+    .defers_norm = defers_norm,
     .rope_append = op<OpKind::attention, RopeAppendArgs, rope_append>,
     .attention = op<OpKind::attention, AttentionArgs, attention>,
     .gated_activation = op<OpKind::other, GatedActivationArgs, gated_activation>,

@@ -40,6 +40,8 @@ void linear_stream(Context& context, const LinearArgs& args) {
   check(streams, "linear {}×{}: the weight has no strip streams", args.w.m, args.w.k);
   SpmmArgs a{.w = *streams, .x = args.x, .n = args.n, .bias = args.w.bias, .act = args.act};
   a.residual = args.residual;
+  a.norm_of_x = args.norm_of_x;
+  a.norm_of_y = args.norm_of_y;
   a.y = args.y;
   spmm_stream(context, a);
 }
@@ -143,7 +145,8 @@ LinearWeight prepare_packed(Context& context, DeviceTcaBme matrix, const Half* b
   weight.packed_bytes = weight.device_bytes = matrix.view.bytes();
   const bool streams = kBuiltForHopper && context.facts().compute_capability == 90;
   if (streams) {
-    auto layout = std::make_shared<StripStream>(make_strip_stream_on_device(context, matrix.view));
+    auto layout = std::make_shared<StripStream>(make_strip_stream_on_device(
+        context, matrix.view, options.gated && StripShape::can_pair(matrix.view.m)));
     weight.device_bytes = layout->device_bytes;
     weight.view.layout = layout.get();
     weight.storage.push_back(std::move(layout));
@@ -156,7 +159,7 @@ LinearWeight prepare_packed(Context& context, DeviceTcaBme matrix, const Half* b
   return weight;
 }
 
-LinearWeight prepare_linear(DeviceContext& opaque, const HostMatrix& matrix, const Half* bias) {
+LinearWeight prepare_linear(DeviceContext& opaque, const HostMatrix& matrix, const Half* bias, bool gated) {
   Context& context = context_of(opaque);
   context.activate();
   LinearWeight weight;
@@ -164,14 +167,15 @@ LinearWeight prepare_linear(DeviceContext& opaque, const HostMatrix& matrix, con
     weight = prepare_dense(context, dense->m, dense->k,
                            [&](void* device, size_t bytes) { context.upload(device, dense->data, bytes); });
   } else {
-    weight = prepare_packed(context, upload_tca_bme(context, std::get<TcaBmeMatrix>(matrix).view()), nullptr);
+    weight = prepare_packed(context, upload_tca_bme(context, std::get<TcaBmeMatrix>(matrix).view()), nullptr,
+                            {.gated = gated});
   }
   add_bias(context, weight, bias);
   return weight;
 }
 
 LinearWeight prepare_from_device(DeviceContext& opaque, const Half* dense, int64_t m, int64_t k,
-                                 double min_sparsity, const Half* bias) {
+                                 double min_sparsity, const Half* bias, bool gated) {
   Context& context = context_of(opaque);
   context.activate();
   std::optional<DeviceTcaBme> packed;
@@ -181,8 +185,8 @@ LinearWeight prepare_from_device(DeviceContext& opaque, const Half* dense, int64
     SPINFER_CUDA_CHECK(cudaMemcpyAsync(device, dense, bytes, cudaMemcpyDeviceToDevice, context.stream()));
     SPINFER_CUDA_CHECK(cudaStreamSynchronize(context.stream()));  // the source may be overwritten
   };
-  LinearWeight weight =
-      sparse ? prepare_packed(context, std::move(*packed), nullptr) : prepare_dense(context, m, k, copy);
+  LinearWeight weight = sparse ? prepare_packed(context, std::move(*packed), nullptr, {.gated = gated})
+                               : prepare_dense(context, m, k, copy);
   add_bias(context, weight, bias);
   return weight;
 }
@@ -190,6 +194,8 @@ LinearWeight prepare_from_device(DeviceContext& opaque, const Half* dense, int64
 void linear_with(Context& context, const LinearArgs& args, LinearKernel kernel) {
   if (args.n == 0) return;
   context.activate();
+  check(kernel == LinearKernel::stream || (!args.norm_of_x && !args.norm_of_y),
+        "linear {}×{}: the kernel {} defers no norm", args.w.m, args.w.k, to_string(kernel));
   switch (kernel) {
     case LinearKernel::dense:
       check(args.w.is_dense(), "linear {}×{}: the dense kernel needs a dense weight", args.w.m, args.w.k);
@@ -208,8 +214,38 @@ void linear_with(Context& context, const LinearArgs& args, LinearKernel kernel) 
 void linear(DeviceContext& opaque, const LinearArgs& args) {
   Context& context = context_of(opaque);
   context.activate();
-  if (context.deterministic()) return linear_invariant(context, args);
+  if (context.deterministic()) {
+    check(!args.norm_of_x && !args.norm_of_y, "linear {}×{}: a deterministic context defers no norm",
+          args.w.m, args.w.k);
+    return linear_invariant(context, args);
+  }
   linear_with(context, args, choose_linear_kernel(problem_of(args.w, args.n), context.facts()));
+}
+
+bool defers_norm(DeviceContext& opaque, const Linear& from, const Linear& to, int n) {
+  const Context& context = context_of(opaque);
+  const auto streams = [&](const Linear& w) {
+    return choose_linear_kernel(problem_of(w, n), context.facts()) == LinearKernel::stream;
+  };
+  return n > 0 && !context.deterministic() && streams(from) && streams(to);
+}
+
+bool gates_in_kernel(const Context& context, const Linear& w, int n) {
+  const StripStream* streams = streams_of(w);
+  return streams && streams->view.shape.paired && !context.deterministic() &&
+         choose_linear_kernel(problem_of(w, n), context.facts()) == LinearKernel::stream;
+}
+
+void gated_linear(Context& context, const GatedLinearArgs& args) {
+  if (args.n == 0) return;
+  check(gates_in_kernel(context, args.w, args.n), "gated linear {}×{}: no kernel gates {} tokens", args.w.m,
+        args.w.k, args.n);
+  context.activate();
+  SpmmArgs a{.w = *streams_of(args.w), .x = args.x, .n = args.n, .bias = args.w.bias, .act = args.act};
+  a.gated = true;
+  a.norm_of_x = args.norm_of_x;
+  a.y = args.y;
+  spmm_stream(context, a);
 }
 
 }  // namespace spinfer::cuda

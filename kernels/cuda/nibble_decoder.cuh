@@ -37,12 +37,16 @@ struct NibbleTable {
   NibbleEntry entries[16];
   uint32_t index[4];  ///< dp4a: a byte of nibbles to its entry's offset
   uint32_t advance;   ///< dp2a: an entry's high half
+  uint32_t address;   ///< shared address of `entries`
 
   /// By a whole warp; a barrier must follow.
   __device__ void fill(int lane) {
     if (lane < 16) entries[lane] = nibble_entry(uint32_t(lane));
     if (lane < 4) index[lane] = 8u << (8 * lane);
-    if (lane == 0) advance = 1u << 8;
+    if (lane == 0) {
+      advance = 1u << 8;
+      address = ptx::shared_address(entries);
+    }
   }
 };
 
@@ -97,10 +101,11 @@ using StripValues = NibbleValues[kStripTiers][4];
 template <int kRows>
 class NibbleDecoder {
  public:
-  __device__ explicit NibbleDecoder(uint32_t table) : table_(table) {
+  __device__ explicit NibbleDecoder(uint32_t table) {
 #pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) index_[i] = load(offsetof(NibbleTable, index) + 4 * i);
-    advance_ = load(offsetof(NibbleTable, advance));
+    for (uint32_t i = 0; i < 4; ++i) index_[i] = load(table + offsetof(NibbleTable, index) + 4 * i);
+    advance_ = load(table + offsetof(NibbleTable, advance));
+    table_ = load(table + offsetof(NibbleTable, address));
   }
   /// Starts to load the entries of half 0 or 1 of a block with these stored masks.
   __device__ void load_entries(const uint32_t (&masks)[kStripTiers], int half, StripEntries& entries) const {
@@ -132,9 +137,9 @@ class NibbleDecoder {
   }
 
  private:
-  __device__ uint32_t load(uint32_t offset) const {
+  __device__ static uint32_t load(uint32_t address) {
     uint32_t value;
-    asm volatile("ld.volatile.shared.b32 %0, [%1];" : "=r"(value) : "r"(table_ + offset));
+    asm volatile("ld.volatile.shared.b32 %0, [%1];" : "=r"(value) : "r"(address));
     return value;
   }
   /// In PTX, or the compiler makes three instructions of two.

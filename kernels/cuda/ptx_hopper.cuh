@@ -129,6 +129,10 @@ __device__ inline void store_relaxed(float4* to, float4 v) {
                "f"(v.w)
                : "memory");
 }
+/// Has the L2 cache fetch what lies there.
+__device__ inline void prefetch(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
 /// Waits until the grids before have finished and their writes are visible (programmatic dependent launch).
 __device__ inline void wait_for_previous_grids() {
   asm volatile("griddepcontrol.wait;" ::: "memory");

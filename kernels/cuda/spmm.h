@@ -54,8 +54,11 @@ struct SpmmArgs {
   const Half* bias = nullptr;  ///< [m], or null
   Activation act = Activation::none;
   const Half* residual = nullptr;  ///< [n][m], or null; may be y
-  void* y = nullptr;               ///< [n][m] Half, or float if `fp32_out`
-  bool fp32_out = false;           ///< logits: not rounded to fp16; no residual
+  bool gated = false;  ///< y [n][m/2] = act(first half of the rows) · second half; paired strips only
+  const DeferredNorm* norm_of_x = nullptr;  ///< see LinearArgs
+  const DeferredNorm* norm_of_y = nullptr;
+  void* y = nullptr;      ///< [n][m] Half, or float if `fp32_out`
+  bool fp32_out = false;  ///< logits: not rounded to fp16; no residual
 };
 
 /// Queues it on the context's stream, as a programmatic dependent launch: weights stream in while the kernel

@@ -150,11 +150,9 @@ __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedM
   const int units = p.split.first_unit(int(blockIdx.x) + 1) - begin;
   ChunkWalk walk(p, begin - p.split.team_of(begin) * p.shape.chunks);
   const uint64_t policy = ptx::evict_normal_policy();
-  if (lane == 0)
-    shared.last_team = TeamShare::of(p.split, int(blockIdx.x), kStripItems<kN>);  // x_full tells the others
-  ptx::wait_for_previous_grids();
   int stage = 0;
   uint32_t parity = 1;  // the stages begin empty
+  bool first = true;    // X is not there before the grids before this one are done
   int block = block_begin(p, walk.chunk);
   for (int unit = 0; unit < units; ++unit) {
     const int last = block + walk.blocks(p);
@@ -163,8 +161,10 @@ __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedM
       const uint32_t full = ptx::shared_address(&shared.x_full[stage]);
       ptx::barrier_wait(ptx::shared_address(&shared.x_empty[stage]), parity);
       uint8_t* to = shared.x[stage];
+      if (first) ptx::wait_for_previous_grids();
+      first = false;
       if (p.x_by_copy) {
-        if (lane == 0) {
+        if (ptx::elect_one()) {
           if constexpr (kUseWgmma<kN>) {
             ptx::barrier_arrive_expect(full, count * kN * 128);
             for (int i = 0; i < count; ++i)
@@ -197,6 +197,53 @@ __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedM
     }
     block = walk.next(p) ? 0 : last;
   }
+}
+
+/// Of DeferredNorm::moments, one token's. Out of the way: inlined, it costs the main loop its uniform
+/// registers.
+static __device__ __noinline__ float sum_of_parts(const unsigned long long* moments, int n) {
+  float sum = 0;
+#pragma unroll
+  for (int part = 0; part < kMomentParts; ++part) sum += float(static_cast<long long>(moments[part * n]));
+  return sum;
+}
+
+/// Asks for what the end of a team reads of its rows besides sums: no step has read it since the last one, so
+/// it is far away.
+__device__ inline void prefetch_rows(const Problem& p, int team, int lane) {
+  const int strip = min(team * kSpmmWarps + lane / kStripTiers, p.strips - 1);
+  const int64_t row = min(p.shape.tier_row(strip, lane % kStripTiers), p.shape.m - 1);
+  if (lane >= kSpmmWarps * kStripTiers) return;
+  if (p.epilogue.bias) ptx::prefetch(p.epilogue.bias + row);
+  if (p.norm_of_y.moments) ptx::prefetch(p.norm_of_y.gain + row);
+  if (p.norm_of_x.gain_product) {
+    ptx::prefetch(p.norm_of_x.gain_product + row);
+    ptx::prefetch(p.norm_of_x.bias_product + row);
+  }
+}
+
+/// A warp that finds what the others need at the end of a team.
+template <int kN>
+__device__ inline void prepare_ends(const Problem& p, SharedMap<kN>& shared, int lane) {
+  const TeamShare team = TeamShare::of(p.split, int(blockIdx.x), kStripItems<kN>, p.gated);
+  if (lane == 0) shared.last_team = team;
+  for (int entry = lane; entry < team.entries; entry += 32)
+    shared.entry_offsets[entry] = entry_offset<kN>(team, entry);
+  prefetch_rows(p, p.split.team_of(p.split.first_unit(int(blockIdx.x) + 1) - 1), lane);
+  ptx::wait_for_previous_grids();
+  if (const NormOfX& norm = p.norm_of_x; norm.moments) {
+    for (int token = lane; token < p.n; token += 32) {
+      float variance = sum_of_parts(norm.moments + token, p.n) * norm.per_moment, mean = 0;
+      if (norm.gain_product) {
+        mean = sum_of_parts(norm.moments + kMomentParts * p.n + token, p.n) * norm.per_moment;
+        variance = fmaxf(variance - mean * mean, 0.0f);
+      }
+      const float scale = rsqrtf(variance + norm.eps);
+      shared.x_scale[0][token] = norm.bound * scale;
+      shared.x_scale[1][token] = mean * scale;
+    }
+  }
+  ptx::barrier_arrive(ptx::shared_address(&shared.ends));
 }
 
 }  // namespace spinfer::cuda::spmm

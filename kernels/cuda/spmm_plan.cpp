@@ -69,7 +69,7 @@ SpmmPlan plan_spmm(const StripShape& shape, int n, const GpuFacts& gpu) {
   plan.n_tile = n <= 8 ? 8 : n <= 16 ? 16 : n <= 32 ? 32 : n <= 64 ? 64 : 96;
   plan.teams = teams_of(shape);
   plan.units = plan.teams * shape.chunks;
-  plan.grid = int(std::min<int64_t>(plan.units, gpu.sm_count));
+  plan.grid = int(std::min<int64_t>({plan.units, gpu.sm_count, kMostSpmmBlocks}));
   return plan;
 }
 

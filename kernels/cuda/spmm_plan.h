@@ -13,8 +13,10 @@ struct GpuFacts;
 
 inline constexpr int kStreamMaxTokens = 96;
 
-/// Multiplying warps of a thread block, a strip each; their strips are a team. One more warp brings X.
+/// Multiplying warps of a thread block, a strip each; their strips are a team.
 inline constexpr int kSpmmWarps = 8;
+/// Thread blocks at most, whatever the GPU: what one has to add up must fit its shared memory.
+inline constexpr int kMostSpmmBlocks = 160;
 
 /// fp32 sums of the teams that a thread block shares with others, for the most tokens: the first of its run
 /// and the last.

@@ -2,6 +2,7 @@
 // which units.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_fp16.h>
 
 #include <cstdint>
@@ -17,6 +18,23 @@ namespace spinfer::cuda::spmm {
 
 /// Where a partial sum is still to come: a NaN that no arithmetic makes.
 inline constexpr uint32_t kAbsentSum = 0xffffffffu;
+
+/// DeferredNorm (kernels/ops.h) as the kernel sees it; without moments: none.
+struct NormOfX {
+  const unsigned long long* moments;  ///< [2][kMomentParts][n]
+  float per_moment;                   ///< mean = moment · per_moment
+  float eps;
+  float bound;
+  const float* gain_product;  ///< [m], for layer norms only, as bias_product
+  const float* bias_product;
+};
+struct NormOfY {
+  unsigned long long* moments;
+  bool layer;
+  float per_bound;     ///< x = h · gain · per_bound
+  const __half* gain;  ///< [m]
+  __half* x;           ///< [n][m]
+};
 
 /// Everything a launch needs, by value.
 struct Problem {
@@ -36,8 +54,13 @@ struct Problem {
   bool x_by_copy;   // X by bulk copies; otherwise element by element
   const __half* x;  // [n][k]
   Epilogue epilogue;
-  void* y;  // [n][m]
+  bool slow_activation;  // what is more than a comparison with `lowest`
+  float lowest;          // 0 for ReLU, else -infinity
+  void* y;               // [n][m], if gated [n][m / 2]
   bool fp32_out;
+  bool gated;  // y is act(tier 0) · tier 1
+  NormOfX norm_of_x;
+  NormOfY norm_of_y;
   float4* partials;  // [grid][2][kSpmmWarps][n_tile / 4][32], between launches kAbsentSum in every word
 };
 
@@ -63,16 +86,16 @@ inline constexpr int kXPitch = kMaxChunkBlocks * kBlockColumns * 2 + 16;
 template <int kN>
 inline constexpr int kXStageBytes = kUseWgmma<kN> ? kXBlocks<kN>* kN * 128 : kN* kXPitch;
 
-/// One more warp brings X. Where the others need more registers than that many warps can have each, it takes
-/// a warpgroup of its own, which gives its registers away.
+/// One more warp brings X, one prepares the ends of teams. Where the others need more registers than that
+/// many warps can have each, they take a warpgroup of their own, which gives its registers away.
 template <int kN>
-inline constexpr bool kSpareRegisters = kN >= 16;
+inline constexpr bool kSpareRegisters = kN >= 32;
 template <int kN>
 inline constexpr int kSpareWarpRegisters = kN >= 64 ? 24 : 40;
 template <int kN>
 inline constexpr int kMultiplyRegisters = kN >= 64 ? 240 : 232;
 template <int kN>
-inline constexpr int kThreads = (kSpmmWarps + (kSpareRegisters<kN> ? 4 : 1)) * 32;
+inline constexpr int kThreads = (kSpmmWarps + (kSpareRegisters<kN> ? 4 : 2)) * 32;
 
 /// One multiplying warp's shared memory. The ring's last row repeats its first, for windows that begin in the
 /// one before.
@@ -83,14 +106,21 @@ struct alignas(128) WarpMap {
   uint64_t record_full[2];
 };
 
+/// TeamShare::entries at most: with all blocks as owners one group of two items each.
+inline constexpr int kMostEntries = 2 * kMostSpmmBlocks;
+
 template <int kN>
 struct SharedMap {
   alignas(1024) uint8_t x[kXStages][kXStageBytes<kN>];
   WarpMap warp[kSpmmWarps];  // behind the last record lanes read on, by a row of masks
   NibbleTable table;
   TeamShare last_team;
+  uint32_t entry_offsets[kMostEntries];  // spmm_sums.cuh
+  // If norm_of_x: a token's sums are multiplied by the first; gain_product times the second is taken off.
+  alignas(8) float x_scale[2][kStreamMaxTokens];
   uint64_t x_full[kXStages];
   uint64_t x_empty[kXStages];
+  uint64_t ends;  // last_team, entry_offsets and x_scale are there
 };
 
 /// StripShape's block_begin and record_begin in 32 bits.
@@ -128,5 +158,10 @@ struct ChunkWalk {
     return true;
   }
 };
+
+/// Queues the kernel for up to kN tokens, as a programmatic dependent launch. `map` describes X where
+/// uses_wgmma(kN) and p.x_by_copy. Instances: 8, 16, 32, 64, 96.
+template <int kN>
+void launch(const Problem& p, int grid, const CUtensorMap& map, cudaStream_t stream);
 
 }  // namespace spinfer::cuda::spmm

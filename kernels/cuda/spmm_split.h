@@ -51,19 +51,22 @@ struct TeamShare {
   int own_place;     ///< this block's sums
   int first_place;   ///< the first owner's
   int other_places;  ///< the second's; the next are 2 on
-  int item;          ///< this block adds up the items item, item + step, …; from `items` on there are none
+  int group;         ///< the first group of items this block adds up; then group + step, …
   int step;
+  int pairs;      ///< 1: groups are two items; 0: one
+  int turns;      ///< items this block adds up
   int entries;    ///< partial sums to add up: for each of its items one an owner
   int by_owners;  ///< 2^16 / owners rounded up: `turn` is exact while entries · owners < 2^16
 
   /// Of partial sum `entry`: the how-manieth of this block's items it is of.
   constexpr int turn(int entry) const { return entry * by_owners >> 16; }
+  constexpr int item(int turn) const { return (((turn >> pairs) * step + group) << pairs) + (turn & pairs); }
   /// Where that owner's sums are, in the order of the blocks from 0 on.
   constexpr int place(int owner) const { return owner == 0 ? first_place : other_places + 2 * (owner - 1); }
 
-  /// `items`: pieces that a strip's sums are dealt in. Of few tokens not all owners have a share: their SMs
-  /// take in the next launch's weights meanwhile.
-  static constexpr TeamShare of(const SpmmSplit& s, int block, int items) {
+  /// `items`: pieces that a strip's sums are dealt in, one by one or two by two. Of few tokens not all owners
+  /// have a share: their SMs take in the next launch's weights meanwhile.
+  static constexpr TeamShare of(const SpmmSplit& s, int block, int items, bool in_pairs) {
     const int begin = s.first_unit(block), end = s.first_unit(block + 1), team = s.team_of(end - 1);
     const int team_begin = team * s.chunks, team_end = team_begin + s.chunks;
     const int first = begin > team_begin ? s.block_of(team_begin) : block;
@@ -74,8 +77,11 @@ struct TeamShare {
     t.first_place = 2 * first + int(s.first_unit(first) < team_begin);
     t.other_places = 2 * (first + 1);
     t.own_place = block == first ? t.first_place : 2 * block;
-    t.item = block == last && t.owners > 1 ? items : block - first;
-    t.entries = t.item < items ? (items - t.item + t.step - 1) / t.step * t.owners : 0;
+    t.pairs = int(in_pairs);
+    const int groups = items >> t.pairs;
+    t.group = block == last && t.owners > 1 ? groups : block - first;
+    t.turns = t.group < groups ? (groups - t.group + t.step - 1) / t.step << t.pairs : 0;
+    t.entries = t.turns * t.owners;
     t.by_owners = (65536 + t.owners - 1) / t.owners;
     return t;
   }

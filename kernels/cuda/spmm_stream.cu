@@ -1,12 +1,12 @@
-// The Hopper SpMM of the decode regime: y [n][m] = act(W·x + b) + residual, n ≤ 96, W as strip streams
-// (sm_90a).
+// The Hopper SpMM of the decode regime: y [n][m] = act(W·x + b) + residual, or y [n][m/2] = act(gate) · up, n
+// ≤ 96, W as strip streams (sm_90a). A norm of x may be due, and one of y be prepared (DeferredNorm).
 //
 // Layout    kernels/format/strip_stream.h: strips of 32 rows, two tiers of 16, in chunks of up to 8 blocks of
 //           64 columns; what a lane has of a tier is a stream on one of 64 tracks. X is [n][k] as it is, no
 //           packing.
 // Grid      One block per SM, persistent. A team is 8 strips, a unit is a chunk of all strips of a team.
 //           Units are numbered team by team, chunk by chunk; block b has units [b·U/G, (b+1)·U/G).
-// Warps     8 multiply a strip each, one brings X.
+// Warps     8 multiply a strip each, one brings X, one finds what the others need at the end of their runs.
 // Lanes     Lane l decodes rows l/4 and l/4 + 8 of both tiers, columns 2·(l%4) + {0, 1, 8, 9} of each TCTile:
 //           the A fragment of mma.m16n8k16 and of a warp's quarter of wgmma.m64nNk16. Sums: their C fragment.
 // Shared    SharedMap (spmm_shared.cuh): X stages, then for each multiplying warp a ring of four pieces (16
@@ -17,9 +17,9 @@
 //           the half before is multiplied, its table entries while that one is assembled. X: bulk copies
 //           on an mbarrier ring. n ≤ 16: mma.sync with ldmatrix, warps need not meet, products half a
 //           block late; n > 16: wgmma, X is read by the tensor cores. Where a warp's run begins stands in a
-//           table (RunStart). Weights stream before griddepcontrol.wait; X, residual, y and the partial sums
-//           are touched after it. Until X is there a warp has one piece under way at a time: the queues of
-//           memory are everybody's.
+//           table (RunStart). Weights stream before griddepcontrol.wait; X, residual, y, partial sums and a
+//           norm's moments are touched after it. Until X is there a warp has one piece under way at a time:
+//           the queues of memory are everybody's.
 // Split     A team's sums are added in block order (spmm_split.h): bitwise reproducible. Neither cut nor grid
 //           depends on n, so a token's result depends on the batch only where n chooses another way to
 //           multiply; a deterministic context therefore chooses one for all n.
@@ -78,25 +78,24 @@
 //   X of sixteen tokens by four warps (13824×5120, 70 %)                                     22.9 → 23.4
 //   n = 96 here instead of in the prefill kernel, where it takes 82.0                        73.3 / 72.8
 //   n = 128, in the prefill kernel 95.4 / 92.1                                               91.8 / 84.4
+//   a warp that prepares the ends of runs, X asked for right behind the wait, a third of add_up's
+//   instructions, the table's address in a register (up to 25 instructions a block): within 1 % all together
+//   table entries asked for before the products, n = 32: 5 % slower; one batch of wgmma a block instead of two:
+//   the same at n = 32, 3 % slower at 96; X let go after the next values are asked for, n = 32: 2 % faster
+//   gate and norms in the epilogues (LLaMA-2-7B, a step of 8 / 16 / 32 tokens, ms: 2.82 / 3.20 / 3.95 →
+//   2.61 / 3.00 / 3.76; OPT-13B: 4.46 / 5.24 / 6.40 → 4.37 / 5.15 / 6.33)
 // Next: three warps a scheduler, which needs rings of 48 rows; refills and chunk borders (15 and 10 % of the
 // loop's time) by other warps; chunks cut to the grid: 13 of 5120×5120's 260 units make runs of 14 blocks
 // where 12.1 would be even.
 #include <algorithm>
 #include <type_traits>
 
-#include "kernels/check.h"
-#include "kernels/cuda/context.h"
 #include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/linear_plan.h"
-#include "kernels/cuda/spmm.h"
 #include "kernels/cuda/spmm_fetch.cuh"
 #include "kernels/cuda/spmm_sums.cuh"
-#include "kernels/cuda/tensor_map.h"
 
-namespace spinfer::cuda {
+namespace spinfer::cuda::spmm {
 namespace {
-
-using namespace spmm;
 
 constexpr int kStartBarrier = 1;
 
@@ -372,10 +371,10 @@ __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decode
       multiplier.catch_up(acc, 1);
       assemble(values, a);
       multiplier.multiply(acc, a, 0);
-      if (kUseWgmma<kN>) x.let_go(lane);
       decoder.load_entries(masks, 0, entries);
       multiplier.load(1);
       take_now(windows, values);
+      if (kUseWgmma<kN>) x.let_go(lane);
       if (event != 0 || left == 1) {
         if (event) cursor.pass(event);
         if (left == 1 && more) {
@@ -417,10 +416,18 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
       }
       ptx::barrier_init_fence();
       __syncwarp();
+    } else if (warp == kSpmmWarps + 1) {
+      if (lane == 0) ptx::barrier_init(ptx::shared_address(&shared.ends), 32);
+      ptx::barrier_init_fence();
+      __syncwarp();
     }
     ptx::named_barrier_arrive(kStartBarrier, kThreads<kN>);  // X's barriers are there
     if constexpr (kSpareRegisters<kN>) ptx::registers_down<kSpareWarpRegisters<kN>>();
-    if (warp == kSpmmWarps) bring_x<kN>(p, &x_map, shared, lane);
+    if (warp == kSpmmWarps) {
+      bring_x<kN>(p, &x_map, shared, lane);
+    } else if (warp == kSpmmWarps + 1) {
+      prepare_ends<kN>(p, shared, lane);
+    }
     return;
   }
   if constexpr (kSpareRegisters<kN>) ptx::registers_up<kMultiplyRegisters<kN>>();
@@ -447,6 +454,8 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
                      .policy = policy,
                      .map = map};
   const uint32_t x_stages = once(ptx::shared_address(shared.x));
+  const uint32_t ends = x_stages + uint32_t(offsetof(SharedMap<kN>, ends));
+  const uint32_t x_scale = x_stages + uint32_t(offsetof(SharedMap<kN>, x_scale));
   cursor.fill(p, x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)));
   const Decoder decoder(x_stages + uint32_t(offsetof(SharedMap<kN>, table)));
   XStage<kN> x{.full = x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)), .by_all = !p.x_by_copy};
@@ -470,22 +479,26 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
     multiplier.finish(acc);
     if (unit == end) break;
     ptx::wait_for_previous_grids();
-    end_team<kN>(p, team, begin > team_begin, warp, lane, acc.sums());
+    ptx::barrier_wait(ends, 0);
+    end_team<kN>(p, x_scale, team, begin > team_begin, warp, lane, acc.sums());
     acc.clear();
     __syncwarp();  // tells the compiler that the warp is whole: or it gives up uniform registers
     ++team;
     team_begin = team_end;
   }
   ptx::wait_for_previous_grids();
-  end_run<kN>(p, shared.last_team, team, reinterpret_cast<float4*>(shared.warp[warp].ring) + lane, warp, lane,
-              acc.sums());
+  ptx::barrier_wait(ends, 0);
+  end_run<kN>(p, x_scale, shared.last_team, x_stages + uint32_t(offsetof(SharedMap<kN>, entry_offsets)), team,
+              reinterpret_cast<float4*>(shared.warp[warp].ring) + lane, warp, lane, acc.sums());
 #else
   __trap();  // sm_90a only; plans choose this kernel nowhere else
 #endif
 }
 
+}  // namespace
+
 template <int kN>
-void launch(const Problem& problem, const SpmmPlan& plan, const CUtensorMap& map, cudaStream_t stream) {
+void launch(const Problem& problem, int grid, const CUtensorMap& map, cudaStream_t stream) {
   static_assert(sizeof(SharedMap<kN>) <= size_t(kSpmmSharedBytes));
   const auto kernel = spmm_stream_kernel<kN>;
   SPINFER_CUDA_CHECK(
@@ -494,7 +507,7 @@ void launch(const Problem& problem, const SpmmPlan& plan, const CUtensorMap& map
   dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   dependent.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(plan.grid));
+  config.gridDim = dim3(unsigned(grid));
   config.blockDim = dim3(unsigned(kThreads<kN>));
   config.dynamicSmemBytes = sizeof(SharedMap<kN>);
   config.stream = stream;
@@ -503,73 +516,7 @@ void launch(const Problem& problem, const SpmmPlan& plan, const CUtensorMap& map
   SPINFER_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, problem, map));
 }
 
-/// What does not depend on the call.
-Problem problem_of(const StripStreamView& w, const SpmmPlan& plan) {
-  const StripShape& shape = w.shape;
-  Problem p{};
-  p.shape = shape;
-  p.records = w.records;
-  p.places = w.places;
-  p.values = w.values;
-  p.strips = int(shape.strips());
-  p.blocks = shape.blocks();
-  p.fewest_blocks = shape.blocks() / shape.chunks;
-  p.extra_blocks = shape.blocks() % shape.chunks;
-  p.record_bytes = shape.record_bytes();
-  p.split = SpmmSplit::of(plan.units, shape.chunks, plan.grid);
-  return p;
-}
+// One instance a compilation (kernels/cuda/CMakeLists.txt).
+template void launch<SPINFER_SPMM_TOKENS>(const Problem&, int, const CUtensorMap&, cudaStream_t);
 
-__global__ void run_starts_kernel(const Problem p, RunStart* runs) {
-  runs[blockIdx.x * kSpmmWarps + threadIdx.x] = run_start(p, int(blockIdx.x), int(threadIdx.x));
-}
-
-}  // namespace
-
-size_t run_start_bytes(const StripShape& shape, const GpuFacts& gpu) {
-  return size_t(plan_spmm(shape, 1, gpu).grid) * kSpmmWarps * sizeof(RunStart);
-}
-
-void find_run_starts(Context& context, const StripStreamView& view, RunStart* runs) {
-  const SpmmPlan plan = plan_spmm(view.shape, 1, context.facts());
-  run_starts_kernel<<<unsigned(plan.grid), kSpmmWarps, 0, context.stream()>>>(problem_of(view, plan), runs);
-  SPINFER_LAUNCH_CHECK("spmm run starts");
-}
-
-void spmm_stream(Context& context, const SpmmArgs& args) {
-  const StripShape& shape = args.w.view.shape;
-  const int most = context.deterministic() ? kDecodeTokens : kStreamMaxTokens;
-  check(args.n >= 1 && args.n <= most, "stream SpMM {}×{}: {} tokens, legal are 1 to {}", shape.m, shape.k,
-        args.n, most);
-  const int tokens = context.deterministic() ? most : args.n;
-  const SpmmPlan plan = plan_spmm(shape, tokens, context.facts());
-  Problem p = problem_of(args.w.view, plan);
-  p.runs = args.w.runs;
-  const int room = x_room(plan.n_tile), stages = (shape.max_chunk_blocks() + room - 1) / room;
-  p.x_blocks = (shape.max_chunk_blocks() + stages - 1) / stages;
-  p.n = args.n;
-  p.x = reinterpret_cast<const __half*>(args.x);
-  p.epilogue = {reinterpret_cast<const __half*>(args.bias), reinterpret_cast<const __half*>(args.residual),
-                args.act};
-  p.y = args.y;
-  p.fp32_out = args.fp32_out;
-  p.partials = static_cast<float4*>(context.partial_sums());
-  CUtensorMap map{};
-  p.x_by_copy = uses_wgmma(plan.n_tile)
-                    ? make_activation_map(map, args.x, args.n, shape.k, kBlockColumns, plan.n_tile)
-                    : shape.k % kBlockColumns == 0 && reinterpret_cast<uintptr_t>(args.x) % 16 == 0;
-  switch (plan.n_tile) {
-    case 8:
-      return launch<8>(p, plan, map, context.stream());
-    case 16:
-      return launch<16>(p, plan, map, context.stream());
-    case 32:
-      return launch<32>(p, plan, map, context.stream());
-    case 64:
-      return launch<64>(p, plan, map, context.stream());
-    default:
-      return launch<96>(p, plan, map, context.stream());
-  }
-}
-
-}  // namespace spinfer::cuda
+}  // namespace spinfer::cuda::spmm

@@ -1,5 +1,5 @@
-// What becomes of the sums of the Hopper SpMM (spmm_stream.cu): the epilogue, and the sums of teams that
-// several blocks share.
+// What becomes of the sums of the Hopper SpMM (spmm_stream.cu): the epilogue, with gate and norm, and the
+// sums of teams that several blocks share.
 #pragma once
 
 #include "kernels/cuda/ptx_hopper.cuh"
@@ -17,59 +17,151 @@ static __device__ __noinline__ float4 activate_slowly(float4 y, Activation act) 
   return {activate(y.x, act), activate(y.y, act), activate(y.z, act), activate(y.w, act)};
 }
 
-/// Four sums of a lane: in `strip` rows 16·tier + lane/4 (x, y) and 8 below (z, w), tokens
-/// 8·eight + 2·(lane%4) (x, z) and the next. To y, with the epilogue.
-__device__ inline void store_sums(const Problem& p, int strip, int tier, int eight, int lane, float4 sums) {
-  const int m = int(p.shape.m), top = strip * kStripRows + tier * kTierRows + lane / 4;
-  const int token = eight * 8 + lane % 4 * 2;
+/// Two tokens' factors. In PTX, so that no address is kept through the main loop.
+__device__ inline float2 load_scales(uint32_t address) {
+  float2 scales;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(scales.x), "=f"(scales.y) : "r"(address));
+  return scales;
+}
+
+/// Four sums of a lane: of a tier rows lane/4 (x, y) and 8 below (z, w), tokens 8·eight + 2·(lane%4) (x, z)
+/// and the next. With what comes before the activation; `top` is the upper row.
+__device__ inline float4 before_activation(const Problem& p, uint32_t x_scale, int top, int token,
+                                           float4 sums) {
+  const int m = int(p.shape.m);
+  if (p.norm_of_x.moments) {
+    const float2 scale = load_scales(x_scale + 4 * token);
+    sums = {sums.x * scale.x, sums.y * scale.y, sums.z * scale.x, sums.w * scale.y};
+  }
+  if (p.norm_of_x.gain_product) {
+    const float2 off = load_scales(x_scale + 4 * kStreamMaxTokens + 4 * token);
+    const auto product = [&](const float* of, int row) { return row < m ? of[row] : 0.0f; };
+    const float gain[2] = {product(p.norm_of_x.gain_product, top),
+                           product(p.norm_of_x.gain_product, top + 8)};
+    const float bias[2] = {product(p.norm_of_x.bias_product, top),
+                           product(p.norm_of_x.bias_product, top + 8)};
+    return {sums.x - off.x * gain[0] + bias[0], sums.y - off.y * gain[0] + bias[0],
+            sums.z - off.x * gain[1] + bias[1], sums.w - off.y * gain[1] + bias[1]};
+  }
   if (p.epilogue.bias) {
     const float high = top < m ? __half2float(p.epilogue.bias[top]) : 0.0f;
     const float low = top + 8 < m ? __half2float(p.epilogue.bias[top + 8]) : 0.0f;
     sums = {sums.x + high, sums.y + high, sums.z + low, sums.w + low};
   }
-  if (p.epilogue.act == Activation::relu) {
-    sums = {activate(sums.x, Activation::relu), activate(sums.y, Activation::relu),
-            activate(sums.z, Activation::relu), activate(sums.w, Activation::relu)};
-  } else if (p.epilogue.act != Activation::none) {
-    sums = activate_slowly(sums, p.epilogue.act);
-  }
-  const float values[4] = {sums.x, sums.y, sums.z, sums.w};
-  const int64_t first = int64_t(token) * m + top;
-  const bool there[4] = {token < p.n && top < m, token + 1 < p.n && top < m, token < p.n && top + 8 < m,
-                         token + 1 < p.n && top + 8 < m};
-  if (p.fp32_out) {
-    float* y = static_cast<float*>(p.y) + first;
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (there[i]) y[i % 2 * m + i / 2 * 8] = values[i];
-    return;
-  }
-  float residuals[4] = {};
-  if (const __half* residual = reinterpret_cast<const __half*>(p.epilogue.residual)) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (there[i]) residuals[i] = __half2float(residual[first + i % 2 * m + i / 2 * 8]);
-  }
-  __half* y = static_cast<__half*>(p.y) + first;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    if (there[i]) y[i % 2 * m + i / 2 * 8] = __float2half_rn(values[i] + residuals[i]);
+  return sums;
+}
+__device__ inline float4 after_activation(const Problem& p, float4 sums) {
+  if (p.slow_activation) return activate_slowly(sums, p.epilogue.act);
+  const auto at_least = [](float x, float lowest) { return x < lowest ? lowest : x; };  // keeps NaN
+  return {at_least(sums.x, p.lowest), at_least(sums.y, p.lowest), at_least(sums.z, p.lowest),
+          at_least(sums.w, p.lowest)};
 }
 
+/// Where four such values of a lane go in a matrix [n][m].
+struct FourPlaces {
+  int64_t first;
+  int m;
+  bool there[4];  ///< in the order x, y, z, w
+
+  __device__ FourPlaces(const Problem& p, int m, int top, int token)
+      : first(int64_t(token) * m + top),
+        m(m),
+        there{token < p.n && top < m, token + 1 < p.n && top < m, token < p.n && top + 8 < m,
+              token + 1 < p.n && top + 8 < m} {}
+  __device__ int64_t index(int i) const { return first + i % 2 * m + i / 2 * 8; }
+};
+
+/// Over the lanes of the same rows' tokens: lane l % 8 < 4 gets the sum of the first token 2·(l % 4), the
+/// others that of the second.
+__device__ inline float sum_by_token(float first, float second, int lane) {
+  const bool second_half = lane & 4;
+  float sum = (second_half ? second : first) + __shfl_xor_sync(~0u, second_half ? first : second, 4);
+  sum += __shfl_xor_sync(~0u, sum, 8);
+  return sum + __shfl_xor_sync(~0u, sum, 16);
+}
+
+/// Stores the values of h and what their norm needs: h · gain, and moments. By whole warps.
+__device__ inline void store_normed(const Problem& p, const FourPlaces& at, int strip, int top, int eight,
+                                    int lane, const float (&h)[4]) {
+  const NormOfY& norm = p.norm_of_y;
+  float gains[2], squares[2] = {}, totals[2] = {};
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    gains[i] = top + 8 * i < at.m ? __half2float(norm.gain[top + 8 * i]) * norm.per_bound : 0.0f;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (!at.there[i]) continue;
+    const __half rounded = __float2half_rn(h[i]);
+    const float x = __half2float(rounded);
+    static_cast<__half*>(p.y)[at.index(i)] = rounded;
+    norm.x[at.index(i)] = __float2half_rn(x * gains[i / 2]);
+    squares[i % 2] += x * x;
+    totals[i % 2] += x;
+  }
+  float moment = sum_by_token(squares[0], squares[1], lane);
+  if (norm.layer) {
+    const float total = sum_by_token(totals[0], totals[1], lane);
+    if (lane >= 8) moment = total;
+  }
+  // Lanes 0 to 7 add a token's square each, for a layer norm the next eight its sum.
+  const int token = eight * 8 + lane % 4 * 2 + lane / 4 % 2;
+  if (lane < (norm.layer ? 16 : 8) && token < p.n)
+    atomicAdd(norm.moments + (lane / 8 * kMomentParts + strip % kMomentParts) * p.n + token,
+              static_cast<unsigned long long>(__float2ll_rn(moment * float(1 << kMomentFractionBits))));
+}
+
+/// A tier's sums (see before_activation) to y, with the epilogue.
+__device__ inline void store_sums(const Problem& p, uint32_t x_scale, int strip, int tier, int eight,
+                                  int lane, float4 sums) {
+  const int m = int(p.shape.m), token = eight * 8 + lane % 4 * 2;
+  const int top = strip < p.strips ? int(p.shape.tier_row(strip, tier)) + lane / 4 : m;
+  const FourPlaces at(p, m, top, token);
+  sums = after_activation(p, before_activation(p, x_scale, top, token, sums));
+  float values[4] = {sums.x, sums.y, sums.z, sums.w};
+  if (p.fp32_out) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (at.there[i]) static_cast<float*>(p.y)[at.index(i)] = values[i];
+    return;
+  }
+  if (const __half* residual = p.epilogue.residual) {
+    float residuals[4] = {};
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (at.there[i]) residuals[i] = __half2float(residual[at.index(i)]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) values[i] += residuals[i];
+  }
+  if (p.norm_of_y.moments) return store_normed(p, at, strip, top, eight, lane, values);
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (at.there[i]) static_cast<__half*>(p.y)[at.index(i)] = __float2half_rn(values[i]);
+}
+
+/// The sums of a pair of tiers: y [n][m / 2] = act(gate) · up.
+__device__ inline void store_gated(const Problem& p, uint32_t x_scale, int strip, int eight, int lane,
+                                   float4 gate, float4 up) {
+  const int m = int(p.shape.m / 2), top = strip * kTierRows + lane / 4, token = eight * 8 + lane % 4 * 2;
+  const FourPlaces at(p, m, top, token);
+  gate = after_activation(p, before_activation(p, x_scale, top, token, gate));
+  up = before_activation(p, x_scale, top + m, token, up);
+  const float values[4] = {gate.x * up.x, gate.y * up.y, gate.z * up.z, gate.w * up.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (at.there[i]) static_cast<__half*>(p.y)[at.index(i)] = __float2half_rn(values[i]);
+}
+
+/// Of four sums a lane: both tiers' of the first eight tokens, of the next, ….
 template <int kN>
-inline constexpr int kStripItems = kN / 4;  ///< of four sums a lane
+inline constexpr int kStripItems = kN / 4;
 template <int kN>
 inline constexpr int kStripSumBytes = kStripItems<kN> * 32 * int(sizeof(float4));
 static_assert(2 * kSpmmWarps * kStripSumBytes<kStreamMaxTokens> == kPartialBytesPerBlock);
 static_assert(kStripSumBytes<kStreamMaxTokens> <= int(sizeof(WarpMap::ring)), "end_run's staging");
 template <int kN>
 __device__ float4 item_of(const StripSums<kN>& acc, int item) {
-  const float* from = acc[item / (kN / 8)] + item % (kN / 8) * 4;
+  const float* from = acc[item % kStripTiers] + item / kStripTiers * 4;
   return {from[0], from[1], from[2], from[3]};
-}
-template <int kN>
-__device__ void store_item(const Problem& p, int strip, int item, int lane, float4 sums) {
-  store_sums(p, strip, item / (kN / 8), item % (kN / 8), lane, sums);
 }
 
 // Sums of teams that several blocks share (spmm_split.h) meet in Problem::partials and are added up in the
@@ -79,7 +171,7 @@ __device__ void store_item(const Problem& p, int strip, int item, int lane, floa
 // must not wait like this one.
 //
 // All of it is code that a launch runs once, a warp or two a scheduler, at 4 to 6 clocks an instruction: what
-// counts is how many there are, and X's warp does beforehand what it can (TeamShare).
+// counts is how many there are, and a warp of its own does beforehand what it can (prepare_ends).
 
 /// What arithmetic makes is never kAbsentSum, but it shall not depend on that. (In floats: as integers they
 /// would move between registers around each wgmma.)
@@ -106,37 +198,54 @@ __device__ void leave(float4* to, const StripSums<kN>& acc) {
     ptx::store_relaxed(to + item * 32, present(item_of<kN>(acc, item)));
 }
 
-/// The sums of a team that ends inside the block's run.
+/// The sums of a team that ends inside the block's run. Destroys them. Only where teams are more than blocks
+/// is one not shared: that is small rather than fast. Registers have no run-time index; they go round.
 template <int kN>
-__device__ void end_team(const Problem& p, int team, bool is_shared, int warp, int lane,
-                         const StripSums<kN>& acc) {
+__device__ void end_team(const Problem& p, uint32_t x_scale, int team, bool is_shared, int warp, int lane,
+                         StripSums<kN>& acc) {
   if (is_shared) return leave<kN>(partials_of<kN>(p, 2 * int(blockIdx.x), warp) + lane, acc);
+  const int strip = team * kSpmmWarps + warp;
+#pragma unroll 1
+  for (int eight = 0; eight < kN / 8; ++eight) {
+    if (p.gated) {
+      store_gated(p, x_scale, strip, eight, lane, item_of<kN>(acc, 0), item_of<kN>(acc, 1));
+    } else {
+#pragma unroll 1
+      for (int tier = 0; tier < kStripTiers; ++tier)
+        store_sums(p, x_scale, strip, tier, eight, lane, tier ? item_of<kN>(acc, 1) : item_of<kN>(acc, 0));
+    }
 #pragma unroll
-  for (int item = 0; item < kStripItems<kN>; ++item)
-    store_item<kN>(p, team * kSpmmWarps + warp, item, lane, item_of<kN>(acc, item));
+    for (int i = 0; i + 4 < kN / 2; ++i) {
+      acc[0][i] = acc[0][i + 4];
+      acc[1][i] = acc[1][i + 4];
+    }
+  }
 }
 
-/// Adds up all owners' sums of the items `t` says, into `staging`.
+/// Where a partial sum of TeamShare lies, in bytes from the first block's of the same warp.
 template <int kN>
-__device__ void add_up(const Problem& p, const TeamShare& t, float4* staging, int warp, int lane) {
+__device__ uint32_t entry_offset(const TeamShare& t, int entry) {
+  const int turn = t.turn(entry), owner = entry - turn * t.owners;
+  return uint32_t(t.place(owner) * kSpmmWarps * kStripItems<kN> + t.item(turn)) * (32 * sizeof(float4));
+}
+
+/// Adds up all owners' sums of the items `t` says, into `staging`, in turn. `offsets`: shared address of
+/// their entry_offsets, some more words may be read behind.
+template <int kN>
+__device__ void add_up(const Problem& p, const TeamShare& t, uint32_t offsets, float4* staging, int warp,
+                       int lane) {
   // A round takes most of a microsecond: all that few tokens need, and most teams' of more.
   constexpr int kAtATime = kN <= 16 ? 10 : kN == 32 ? 12 : 18;
-  static_assert(kAtATime <= 32, "a lane finds an entry's place");
-  char* const partials = reinterpret_cast<char*>(p.partials + lane);
+  char* const partials = reinterpret_cast<char*>(partials_of<kN>(p, 0, warp) + lane);
   float4 sum{};
-  float4* to = staging + t.item * 32;
+  int owners = t.owners;  // of the item, still to come
 #pragma unroll 1
-  for (int left = t.entries, first_entry = 0; left > 0; left -= kAtATime, first_entry += kAtATime) {
-    const int entry = first_entry + lane, turn = t.turn(entry), owner = entry - turn * t.owners;
-    const uint32_t offset =
-        uint32_t((t.place(owner) * kSpmmWarps + warp) * kStripItems<kN> + t.item + turn * t.step) *
-        (32 * sizeof(float4));
-    const uint32_t ends = __ballot_sync(~0u, owner == t.owners - 1);
+  for (int left = t.entries; left > 0; left -= kAtATime, offsets += 4 * kAtATime) {
     float4* from[kAtATime];
     float4 v[kAtATime];
 #pragma unroll
     for (int j = 0; j < kAtATime; ++j) {
-      from[j] = reinterpret_cast<float4*>(partials + __shfl_sync(~0u, offset, j));
+      from[j] = reinterpret_cast<float4*>(partials + load_shared(offsets + 4 * j));
       v[j] = {};
     }
     bool absent;
@@ -152,12 +261,13 @@ __device__ void add_up(const Problem& p, const TeamShare& t, float4* staging, in
 #pragma unroll
     for (int j = 0; j < kAtATime; ++j) {
       if (j >= left) break;
-      *from[j] = {gone, gone, gone, gone};  // for the next launch
+      ptx::store_relaxed(from[j], {gone, gone, gone, gone});  // for the next launch
       sum = {sum.x + v[j].x, sum.y + v[j].y, sum.z + v[j].z, sum.w + v[j].w};
-      if (ends >> j & 1) {
-        *to = sum;
-        to += t.step * 32;
+      if (--owners == 0) {
+        *staging = sum;
+        staging += 32;
         sum = {};
+        owners = t.owners;
       }
     }
   }
@@ -165,13 +275,22 @@ __device__ void add_up(const Problem& p, const TeamShare& t, float4* staging, in
 
 /// The sums of the run's last team. `staging` is shared memory for all items of the strip, the lane's part.
 template <int kN>
-__device__ void end_run(const Problem& p, const TeamShare& t, int team, float4* staging, int warp, int lane,
-                        const StripSums<kN>& acc) {
+__device__ void end_run(const Problem& p, uint32_t x_scale, const TeamShare& t, uint32_t offsets, int team,
+                        float4* staging, int warp, int lane, const StripSums<kN>& acc) {
   leave<kN>(t.owners == 1 ? staging : partials_of<kN>(p, t.own_place, warp) + lane, acc);
-  if (t.owners > 1) add_up<kN>(p, t, staging, warp, lane);
+  if (t.owners > 1) add_up<kN>(p, t, offsets, staging, warp, lane);
+  const int strip = team * kSpmmWarps + warp;
+  if (p.gated) {
 #pragma unroll 1
-  for (int item = t.item; item < kStripItems<kN>; item += t.step)
-    store_item<kN>(p, team * kSpmmWarps + warp, item, lane, staging[item * 32]);
+    for (int turn = 0; turn < t.turns; turn += kStripTiers, staging += 2 * 32)
+      store_gated(p, x_scale, strip, t.item(turn) / kStripTiers, lane, staging[0], staging[32]);
+    return;
+  }
+#pragma unroll 1
+  for (int turn = 0; turn < t.turns; ++turn, staging += 32) {
+    const int item = t.item(turn);
+    store_sums(p, x_scale, strip, item % kStripTiers, item / kStripTiers, lane, staging[0]);
+  }
 }
 
 }  // namespace spinfer::cuda::spmm

@@ -123,9 +123,9 @@ TEST_F(CudaWeights, MatricesOnTheDeviceAreCountedAndPackedAsOnTheCpu) {
   const auto gpu_dense = on_gpu(dense);
   for (const double min_sparsity : {0.3, 0.5, 2.0}) {
     const LinearWeight want =
-        cpu_.ops().prepare_from_device(cpu_.context(), dense.data(), kM, kK, min_sparsity, nullptr);
+        cpu_.ops().prepare_from_device(cpu_.context(), dense.data(), kM, kK, min_sparsity, nullptr, false);
     const LinearWeight got =
-        ops().prepare_from_device(context(), gpu_dense.data(), kM, kK, min_sparsity, nullptr);
+        ops().prepare_from_device(context(), gpu_dense.data(), kM, kK, min_sparsity, nullptr, false);
     EXPECT_EQ(got.view.is_dense(), want.view.is_dense()) << min_sparsity;
     EXPECT_EQ(got.packed_bytes, want.packed_bytes) << min_sparsity;
   }

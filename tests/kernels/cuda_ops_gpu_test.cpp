@@ -1,5 +1,12 @@
 // The CUDA ops against the CPU's, element by element. Skipped where there is no GPU.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+
 #include "kernels/check.h"
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/linear_plan.h"
 #include "kernels/thread_pool.h"
 #include "tests/kernels/cuda_ops.h"
 
@@ -11,6 +18,7 @@ using CudaNorm = CudaOps;
 using CudaRope = CudaOps;
 using CudaMemory = CudaOps;
 using CudaLogits = CudaOps;
+using CudaLinear = CudaOps;
 
 TEST_F(CudaMemory, UploadsAndDownloadsAnySize) {
   Random random(1);
@@ -241,8 +249,8 @@ TEST_F(CudaLogits, DenseHeadWithAndWithoutBias) {
         matrix.k = k;
         matrix.data = w.data();
         const Half* b = with_bias ? bias.data() : nullptr;
-        const LinearWeight on_cpu = cpu_.ops().prepare_linear(cpu_.context(), matrix, b);
-        const LinearWeight weight = ops().prepare_linear(context(), matrix, b);
+        const LinearWeight on_cpu = cpu_.ops().prepare_linear(cpu_.context(), matrix, b, false);
+        const LinearWeight weight = ops().prepare_linear(context(), matrix, b, false);
         std::vector<float> want(size_t(n) * m, NAN);
         const auto out = on_gpu(want);
         const auto gpu_x = on_gpu(x);
@@ -263,8 +271,8 @@ TEST_F(CudaLogits, PackedHeadWithAnyNumberOfRows) {
   const auto bias = random.halves(m);
   ThreadPool pool(2);
   const TcaBmeMatrix packed = encode(DenseMatrix{m, k, w.data(), nullptr}, pool);
-  const LinearWeight on_cpu = cpu_.ops().prepare_linear(cpu_.context(), packed, bias.data());
-  const LinearWeight weight = ops().prepare_linear(context(), packed, bias.data());
+  const LinearWeight on_cpu = cpu_.ops().prepare_linear(cpu_.context(), packed, bias.data(), false);
+  const LinearWeight weight = ops().prepare_linear(context(), packed, bias.data(), false);
   for (const int n : {1, 33, 96, 97, 200}) {  // the decode kernel takes 96 at a time
     const auto x = random.halves(size_t(n) * k);
     std::vector<float> want(size_t(n) * m, NAN);
@@ -273,6 +281,239 @@ TEST_F(CudaLogits, PackedHeadWithAnyNumberOfRows) {
     cpu_.ops().logits(cpu_.context(), {.w = on_cpu.view, .x = x.data(), .n = n, .logits = want.data()});
     ops().logits(context(), {.w = weight.view, .x = gpu_x.data(), .n = n, .logits = out.data()});
     EXPECT_TRUE(near(out.get(), doubles(want), {1e-3, 1e-5})) << "n " << n;
+  }
+}
+
+/// A weight with half of its elements zero, on both devices.
+struct SparseWeight {
+  std::vector<Half> bias;
+  LinearWeight on_cpu, on_gpu;
+
+  SparseWeight(Device& cpu, Device& gpu, Random& random, int m, int k, bool gated, bool with_bias) {
+    auto values = std::make_shared<std::vector<Half>>(random.halves(size_t(m) * k, 1 / std::sqrt(float(k))));
+    for (Half& value : *values)
+      if (random.below(2)) value = Half{};
+    if (with_bias) bias = random.halves(m);
+    ThreadPool pool(2);
+    const TcaBmeMatrix packed = encode(DenseMatrix{m, k, values->data(), values}, pool);
+    const Half* b = with_bias ? bias.data() : nullptr;
+    on_cpu = cpu.ops().prepare_linear(cpu.context(), packed, b, gated);
+    on_gpu = gpu.ops().prepare_linear(gpu.context(), packed, b, gated);
+  }
+};
+
+/// Under a sanitizer, which takes a hundred times as long.
+bool is_reduced() {
+  return std::getenv("SPINFER_GPU_TEST_REDUCED") != nullptr;
+}
+
+/// Where linears gate and defer norms.
+bool is_hopper(Device& gpu) {
+  return cuda::kBuiltForHopper && cuda::context_of(gpu.context()).facts().compute_capability == 90;
+}
+
+TEST_F(CudaLinear, GatedEqualsTheCpu) {
+  Random random(9);
+  // 1000: no pairs; 17408: more teams of strips than multiprocessors
+  for (const auto& [f, k] :
+       {std::pair{32, 64}, {96, 200}, {352, 128}, {640, 1000}, {1000, 256}, {2048, 2048}, {17408, 64}}) {
+    if (is_reduced() && f != 96 && f != 352) continue;
+    for (const bool with_bias : {false, true}) {
+      const SparseWeight w(cpu_, gpu(), random, 2 * f, k, true, with_bias);
+      for (const int n : {1, 8, 13, 33, 64, 96, 130}) {
+        for (const Activation act : {Activation::silu, Activation::relu}) {
+          const auto x = random.halves(size_t(n) * k);
+          std::vector<Half> gate_up(size_t(n) * 2 * f), want = nan_halves(size_t(n) * f);
+          const auto gpu_x = on_gpu(x), scratch = on_gpu(nan_halves(gate_up.size())), out = on_gpu(want);
+          cpu_.ops().gated_linear(cpu_.context(), {.w = w.on_cpu.view,
+                                                   .x = x.data(),
+                                                   .n = n,
+                                                   .act = act,
+                                                   .gate_up = gate_up.data(),
+                                                   .y = want.data()});
+          ops().gated_linear(context(), {.w = w.on_gpu.view,
+                                         .x = gpu_x.data(),
+                                         .n = n,
+                                         .act = act,
+                                         .gate_up = scratch.data(),
+                                         .y = out.data()});
+          ASSERT_TRUE(near(out.get(), doubles(want), {2e-3, 2e-3}))
+              << f << "×" << k << " n " << n << " bias " << with_bias << " act " << int(act);
+          if (is_hopper(gpu()) && f % 32 == 0 && n <= kMostDeferringTokens) {
+            const auto untouched = scratch.get();
+            ASSERT_TRUE(std::all_of(untouched.begin(), untouched.end(), [](Half value) {
+              return std::isnan(to_float(value));
+            })) << "gate and up took a pass of their own";
+          }
+        }
+      }
+    }
+  }
+}
+
+/// A weight prepared as gated is a weight as any other.
+TEST_F(CudaLinear, GatedWeightInAPlainLinear) {
+  Random random(10);
+  const int f = 352, k = 192;
+  const SparseWeight w(cpu_, gpu(), random, 2 * f, k, true, true);
+  for (const int n : {1, 13, 64, 130}) {
+    const auto x = random.halves(size_t(n) * k), residual = random.halves(size_t(n) * 2 * f);
+    auto want = nan_halves(residual.size());
+    const auto gpu_x = on_gpu(x), gpu_residual = on_gpu(residual), out = on_gpu(want);
+    LinearArgs args{.w = w.on_cpu.view,
+                    .x = x.data(),
+                    .n = n,
+                    .act = Activation::gelu,
+                    .residual = residual.data(),
+                    .y = want.data()};
+    cpu_.ops().linear(cpu_.context(), args);
+    ops().linear(context(), {.w = w.on_gpu.view,
+                             .x = gpu_x.data(),
+                             .n = n,
+                             .act = Activation::gelu,
+                             .residual = gpu_residual.data(),
+                             .y = out.data()});
+    EXPECT_TRUE(near(out.get(), doubles(want), {1e-3, 1e-3})) << "n " << n;
+  }
+}
+
+/// h += from·x, then to·norm(h), by the CPU's ops in turn and on the GPU with the norm left to `to`.
+class DeferredNormCase {
+ public:
+  DeferredNormCase(Device& cpu, Device& gpu, Random& random, NormKind kind, int d, int k, bool gated, int n)
+      : cpu_(cpu),
+        gpu_(gpu),
+        kind_(kind),
+        d_(d),
+        n_(n),
+        gated_(gated),
+        from_(cpu, gpu, random, d, k, false, d == 200),
+        to_(cpu, gpu, random, kM, d, gated, layer()),
+        gain_(random.halves(d, 0.8f)),
+        bias_(random.halves(layer() ? d : 0)),
+        x_(random.halves(size_t(n) * k, n == 16 ? 1e-2f : 1.0f)),
+        h_(random.halves(size_t(n) * d,
+                         n == 8    ? 30.0f
+                         : n == 16 ? 1e-2f
+                                   : 1.0f,
+                         n == 40 ? 2.0f : 0.0f)) {}
+
+  bool is_deferred() const {
+    return gpu_.ops().defers_norm(gpu_.context(), from_.on_gpu.view, to_.on_gpu.view, n_);
+  }
+  const std::vector<Half>& h() const { return h_; }
+
+  struct Result {
+    std::vector<Half> h, y;
+  };
+  Result on_cpu() const {
+    Result r{h_, nan_halves(y_size())};
+    std::vector<Half> normed(h_.size()), inner(size_t(n_) * kM);
+    cpu_.ops().linear(
+        cpu_.context(),
+        {.w = from_.on_cpu.view, .x = x_.data(), .n = n_, .residual = r.h.data(), .y = r.h.data()});
+    cpu_.ops().add_norm(cpu_.context(), {.h = r.h.data(),
+                                         .delta = nullptr,
+                                         .kind = kind_,
+                                         .gain = gain_.data(),
+                                         .bias = layer() ? bias_.data() : nullptr,
+                                         .eps = kEps,
+                                         .n = n_,
+                                         .d = d_,
+                                         .out = normed.data()});
+    multiply(cpu_, to_.on_cpu, normed.data(), inner.data(), r.y.data(), nullptr);
+    return r;
+  }
+  Result on_gpu(const std::vector<Half>& before) const {
+    const auto array = [&](const auto& host) { return Guarded(gpu_, host); };
+    const auto gain = array(gain_), bias = array(bias_), x = array(x_), h = array(before);
+    const auto y = array(nan_halves(y_size())), inner = array(nan_halves(size_t(n_) * kM));
+    const auto late = array(nan_halves(h_.size()));
+    const auto moments = array(std::vector<uint64_t>(size_t(moment_words(kind_, n_))));
+    const auto products = array(std::vector<float>(2 * kM, NAN));
+    DeferredNorm norm{.kind = kind_,
+                      .gain = gain.data(),
+                      .bound = n_ == 13 ? 1.0f : 4.0f,
+                      .eps = kEps,
+                      .x = late.data(),
+                      .moments = moments.data()};
+    if (layer()) {
+      Linear without_bias = to_.on_gpu.view;
+      without_bias.bias = nullptr;
+      gpu_.ops().logits(gpu_.context(),
+                        {.w = without_bias, .x = gain.data(), .n = 1, .logits = products.data()});
+      gpu_.ops().logits(gpu_.context(),
+                        {.w = to_.on_gpu.view, .x = bias.data(), .n = 1, .logits = products.data() + kM});
+      norm.gain_product = products.data();
+      norm.bias_product = products.data() + kM;
+    }
+    gpu_.ops().linear(gpu_.context(), {.w = from_.on_gpu.view,
+                                       .x = x.data(),
+                                       .n = n_,
+                                       .residual = h.data(),
+                                       .y = h.data(),
+                                       .norm_of_y = &norm});
+    multiply(gpu_, to_.on_gpu, late.data(), inner.data(), y.data(), &norm);
+    return {h.get(), y.get()};
+  }
+
+ private:
+  static constexpr int kM = 704;
+  static constexpr float kEps = 1e-6f;
+
+  bool layer() const { return kind_ == NormKind::layer; }
+  size_t y_size() const { return size_t(n_) * (gated_ ? kM / 2 : kM); }
+  void multiply(Device& device, const LinearWeight& w, const Half* x, Half* inner, Half* y,
+                const DeferredNorm* norm) const {
+    if (gated_) {
+      device.ops().gated_linear(device.context(), {.w = w.view,
+                                                   .x = x,
+                                                   .n = n_,
+                                                   .act = Activation::silu,
+                                                   .gate_up = inner,
+                                                   .y = y,
+                                                   .norm_of_x = norm});
+    } else {
+      device.ops().linear(device.context(),
+                          {.w = w.view, .x = x, .n = n_, .act = Activation::relu, .y = y, .norm_of_x = norm});
+    }
+  }
+
+  Device& cpu_;
+  Device& gpu_;
+  NormKind kind_;
+  int d_, n_;
+  bool gated_;
+  SparseWeight from_, to_;
+  std::vector<Half> gain_, bias_, x_, h_;
+};
+
+TEST_F(CudaLinear, ADeferredNormEqualsTheNorm) {
+  if (!is_hopper(gpu())) GTEST_SKIP() << "no Hopper GPU: no norm is deferred";
+  Random random(11);
+  for (const auto& [d, k] : {std::pair{64, 96}, {200, 64}, {1000, 512}, {4096, 1024}, {34816, 64}}) {
+    if (is_reduced() && d != 200) continue;
+    for (const NormKind kind : {NormKind::rms, NormKind::layer})
+      for (const bool gated : {false, true})
+        for (const int n : {1, 8, 13, 16, 40, 64, 96}) {
+          SCOPED_TRACE(testing::Message() << d << " kind " << int(kind) << " gated " << gated << " n " << n);
+          const DeferredNormCase c(cpu_, gpu(), random, kind, d, k, gated, n);
+          ASSERT_TRUE(c.is_deferred());
+          const auto want = c.on_cpu(), got = c.on_gpu(c.h());
+          ASSERT_TRUE(near(got.h, doubles(want.h), {1e-3, 1e-3}));
+          ASSERT_TRUE(near(got.y, doubles(want.y), {n == 40 ? 8e-3 : 4e-3, 2e-3}));
+          if (n != 13) continue;
+          // The same bits again, and a token whose row is no number spoils no other.
+          auto spoilt = c.h();
+          spoilt[5] = to_half(std::numeric_limits<float>::infinity());
+          spoilt[size_t(d) + 7] = to_half(std::numeric_limits<float>::quiet_NaN());
+          const auto again = c.on_gpu(c.h()), others = c.on_gpu(spoilt);
+          ASSERT_EQ(again.y, got.y);
+          const ptrdiff_t row = ptrdiff_t(got.y.size()) / n;
+          ASSERT_TRUE(std::equal(got.y.begin() + 2 * row, got.y.end(), others.y.begin() + 2 * row));
+          ASSERT_TRUE(std::any_of(others.y.begin(), others.y.begin() + 2 * row,
+                                  [](Half value) { return std::isnan(to_float(value)); }));
+        }
   }
 }
 

@@ -7,6 +7,8 @@
 #include <map>
 #include <random>
 
+#include "kernels/cuda/spmm_plan.h"
+
 namespace spinfer::cuda {
 namespace {
 
@@ -27,8 +29,11 @@ TEST(FastDivisor, DividesExactly) {
 /// Plays a launch as spmm_stream.cu and spmm_sums.cuh do it: what is left where, read and stored by whom.
 class Launch {
  public:
-  Launch(int teams, int chunks, int grid, int items)
-      : split_(SpmmSplit::of(int64_t(teams) * chunks, chunks, grid)), teams_(teams), items_(items) {}
+  Launch(int teams, int chunks, int grid, int items, bool in_pairs)
+      : split_(SpmmSplit::of(int64_t(teams) * chunks, chunks, grid)),
+        teams_(teams),
+        items_(items),
+        in_pairs_(in_pairs) {}
 
   void run() {
     for (int block = 0; block < split_.grid; ++block) run_block(block);
@@ -42,6 +47,7 @@ class Launch {
  private:
   SpmmSplit split_;
   int teams_, items_;
+  bool in_pairs_;
   std::map<int, int> left_;           ///< place to team
   std::map<int, int> read_, stored_;  ///< place or team · items + item: how often
 
@@ -61,32 +67,40 @@ class Launch {
         for (int item = 0; item < items_; ++item) ++stored_[team * items_ + item];
       }
     }
-    const TeamShare share = TeamShare::of(split_, block, items_);
+    const TeamShare share = TeamShare::of(split_, block, items_, in_pairs_);
     if (share.owners > 1) leave(share.own_place, last_team);
   }
   void add_up(int block) {
     const int team = split_.team_of(split_.first_unit(block + 1) - 1);
-    const TeamShare t = TeamShare::of(split_, block, items_);
+    const TeamShare t = TeamShare::of(split_, block, items_, in_pairs_);
+    ASSERT_LE(t.entries, 2 * kMostSpmmBlocks);
     for (int entry = 0; t.owners > 1 && entry < t.entries; ++entry) {
       const int turn = t.turn(entry), owner = entry - turn * t.owners;
       ASSERT_EQ(turn, entry / t.owners);
       const int place = t.place(owner);
       ASSERT_EQ(left_.count(place), 1u) << "nobody leaves what block " << block << " waits for";
       ASSERT_EQ(left_[place], team);
-      ++read_[place * items_ + t.item + turn * t.step];
+      ++read_[place * items_ + t.item(turn)];
     }
-    for (int item = t.item; item < items_; item += t.step) ++stored_[team * items_ + item];
+    for (int turn = 0; turn < t.turns; ++turn) {
+      if (in_pairs_ && turn % 2 == 0) {
+        ASSERT_EQ(t.item(turn) % 2, 0);
+        ASSERT_EQ(t.item(turn + 1), t.item(turn) + 1);
+      }
+      ++stored_[team * items_ + t.item(turn)];
+    }
   }
 };
 
 TEST(SpmmSplit, EverySumIsLeftReadAndStoredOnce) {
   for (const int teams : {1, 2, 3, 16, 20, 54, 113})
     for (const int chunks : {1, 2, 7, 13, 24, 131, 132, 133})
-      for (const int sms : {1, 2, 114, 132})
+      for (const int sms : {1, 2, 114, 132, kMostSpmmBlocks})
         for (const int items : {2, 4, 8, 16, 24}) {
           SCOPED_TRACE(testing::Message() << teams << " teams of " << chunks << " chunks, " << sms << " SMs, "
                                           << items << " items");
-          Launch(teams, chunks, std::min(teams * chunks, sms), items).run();
+          for (const bool in_pairs : {false, true})
+            Launch(teams, chunks, std::min(teams * chunks, sms), items, in_pairs).run();
           if (testing::Test::HasFailure()) return;
         }
 }
