@@ -82,6 +82,8 @@
 //   instructions, the table's address in a register (up to 25 instructions a block): within 1 % all together
 //   table entries asked for before the products, n = 32: 5 % slower; one batch of wgmma a block instead of two:
 //   the same at n = 32, 3 % slower at 96; X let go after the next values are asked for, n = 32: 2 % faster
+//   ptxas at register usage levels 0 and 10, which order the loop anew: 1 to 3 % slower, n = 96 1.5 % faster;
+//   events read behind the values' addresses instead of first: .5 % faster
 //   gate and norms in the epilogues (LLaMA-2-7B, a step of 8 / 16 / 32 tokens, ms: 2.82 / 3.20 / 3.95 →
 //   2.61 / 3.00 / 3.76; OPT-13B: 4.46 / 5.24 / 6.40 → 4.37 / 5.15 / 6.33)
 // Next: three warps a scheduler, which needs rings of 48 rows; refills and chunk borders (15 and 10 % of the
@@ -361,13 +363,13 @@ __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decode
       uint32_t a[kStripTiers][8], b[kStripTiers][8], event;
       StripEntries entries;
       StripValues values;
-      asm volatile("ld.shared.u8 %0, [%1];" : "=r"(event) : "r"(events));
       decoder.load_entries(masks, 1, entries);
       mask += kMaskRowBytes;
       StripCursor::load_masks(mask, masks);  // behind the last block: something, unused
       multiplier.load(0);
       take(windows, values);
       decoder.load_values(entries, cursor.places, windows);
+      asm volatile("ld.shared.u8 %0, [%1];" : "=r"(event) : "r"(events));
       multiplier.catch_up(acc, 1);
       assemble(values, a);
       multiplier.multiply(acc, a, 0);

@@ -496,6 +496,7 @@ TEST_F(CudaLinear, ADeferredNormEqualsTheNorm) {
     for (const NormKind kind : {NormKind::rms, NormKind::layer})
       for (const bool gated : {false, true})
         for (const int n : {1, 8, 13, 16, 40, 64, 96}) {
+          if (d > 10000 && n != 8 && n != 40) continue;  // minutes
           SCOPED_TRACE(testing::Message() << d << " kind " << int(kind) << " gated " << gated << " n " << n);
           const DeferredNormCase c(cpu_, gpu(), random, kind, d, k, gated, n);
           ASSERT_TRUE(c.is_deferred());
