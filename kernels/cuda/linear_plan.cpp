@@ -14,7 +14,7 @@ namespace {
 /// / 70 % zeros on an H200, geometric mean of nine large matrices
 /// (scripts/results/h200_linear_prefill.json):
 ///   tokens       128          256          512          1024         2048
-///   fused    .79 .80 .80  .78 .82 .87  .75 .78 .85  .75 .78 .85  .75 .78 .84
+///   fused    .79 .79 .80  .79 .82 .87  .74 .77 .82  .75 .78 .83  .76 .78 .83
 ///   scratch  .38 .39 .40  .47 .49 .50  .63 .65 .66  .77 .78 .79  .87 .87 .88
 /// At 50 % they meet below 1024; a chunk's rows tell how dense it is, 12 a block at 50 %, 9 at 60 %.
 int fused_tokens(const LinearProblem& p) {

@@ -79,13 +79,14 @@
 //   n = 96 here instead of in the prefill kernel, where it takes 82.0                        73.3 / 72.8
 //   n = 128, in the prefill kernel 95.4 / 92.1                                               91.8 / 84.4
 //   a warp that prepares the ends of runs, X asked for right behind the wait, a third of add_up's
-//   instructions, the table's address in a register (up to 25 instructions a block): within 1 % all together
-//   table entries asked for before the products, n = 32: 5 % slower; one batch of wgmma a block instead of two:
-//   the same at n = 32, 3 % slower at 96; X let go after the next values are asked for, n = 32: 2 % faster
-//   ptxas at register usage levels 0 and 10, which order the loop anew: 1 to 3 % slower, n = 96 1.5 % faster;
+//   instructions, the table's address in a register (up to 25 instructions a block): all within 1 %
+//   table entries asked for before the products, n = 32: 5 % slower
+//   one batch of wgmma a block instead of two: the same at n = 32, 3 % slower at 96
+//   X let go after the next values are asked for, n = 32: 2 % faster
 //   events read behind the values' addresses instead of first: .5 % faster
-//   gate and norms in the epilogues (LLaMA-2-7B, a step of 8 / 16 / 32 tokens, ms: 2.82 / 3.20 / 3.95 →
-//   2.61 / 3.00 / 3.76; OPT-13B: 4.46 / 5.24 / 6.40 → 4.37 / 5.15 / 6.33)
+//   ptxas at register usage levels 0 and 10, which order the loop anew: 1 to 3 % slower, n = 96 1.5 % faster
+//   gate and norms in the epilogues (a step of 8 / 16 / 32 tokens, ms): LLaMA-2-7B 2.82 / 3.20 / 3.95 →
+//   2.61 / 3.00 / 3.76, OPT-13B 4.46 / 5.24 / 6.40 → 4.37 / 5.15 / 6.33
 // Next: three warps a scheduler, which needs rings of 48 rows; refills and chunk borders (15 and 10 % of the
 // loop's time) by other warps; chunks cut to the grid: 13 of 5120×5120's 260 units make runs of 14 blocks
 // where 12.1 would be even.

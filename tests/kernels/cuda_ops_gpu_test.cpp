@@ -385,10 +385,11 @@ class DeferredNormCase {
         gpu_(gpu),
         kind_(kind),
         d_(d),
+        m_(d > 10000 ? 64 : 704),
         n_(n),
         gated_(gated),
         from_(cpu, gpu, random, d, k, false, d == 200),
-        to_(cpu, gpu, random, kM, d, gated, layer()),
+        to_(cpu, gpu, random, m_, d, gated, layer()),
         gain_(random.halves(d, 0.8f)),
         bias_(random.halves(layer() ? d : 0)),
         x_(random.halves(size_t(n) * k, n == 16 ? 1e-2f : 1.0f)),
@@ -408,7 +409,7 @@ class DeferredNormCase {
   };
   Result on_cpu() const {
     Result r{h_, nan_halves(y_size())};
-    std::vector<Half> normed(h_.size()), inner(size_t(n_) * kM);
+    std::vector<Half> normed(h_.size()), inner(size_t(n_) * m_);
     cpu_.ops().linear(
         cpu_.context(),
         {.w = from_.on_cpu.view, .x = x_.data(), .n = n_, .residual = r.h.data(), .y = r.h.data()});
@@ -427,10 +428,10 @@ class DeferredNormCase {
   Result on_gpu(const std::vector<Half>& before) const {
     const auto array = [&](const auto& host) { return Guarded(gpu_, host); };
     const auto gain = array(gain_), bias = array(bias_), x = array(x_), h = array(before);
-    const auto y = array(nan_halves(y_size())), inner = array(nan_halves(size_t(n_) * kM));
+    const auto y = array(nan_halves(y_size())), inner = array(nan_halves(size_t(n_) * m_));
     const auto late = array(nan_halves(h_.size()));
     const auto moments = array(std::vector<uint64_t>(size_t(moment_words(kind_, n_))));
-    const auto products = array(std::vector<float>(2 * kM, NAN));
+    const auto products = array(std::vector<float>(size_t(2 * m_), NAN));
     DeferredNorm norm{.kind = kind_,
                       .gain = gain.data(),
                       .bound = n_ == 13 ? 1.0f : 4.0f,
@@ -443,9 +444,9 @@ class DeferredNormCase {
       gpu_.ops().logits(gpu_.context(),
                         {.w = without_bias, .x = gain.data(), .n = 1, .logits = products.data()});
       gpu_.ops().logits(gpu_.context(),
-                        {.w = to_.on_gpu.view, .x = bias.data(), .n = 1, .logits = products.data() + kM});
+                        {.w = to_.on_gpu.view, .x = bias.data(), .n = 1, .logits = products.data() + m_});
       norm.gain_product = products.data();
-      norm.bias_product = products.data() + kM;
+      norm.bias_product = products.data() + m_;
     }
     gpu_.ops().linear(gpu_.context(), {.w = from_.on_gpu.view,
                                        .x = x.data(),
@@ -458,11 +459,10 @@ class DeferredNormCase {
   }
 
  private:
-  static constexpr int kM = 704;
   static constexpr float kEps = 1e-6f;
 
   bool layer() const { return kind_ == NormKind::layer; }
-  size_t y_size() const { return size_t(n_) * (gated_ ? kM / 2 : kM); }
+  size_t y_size() const { return size_t(n_) * (gated_ ? m_ / 2 : m_); }
   void multiply(Device& device, const LinearWeight& w, const Half* x, Half* inner, Half* y,
                 const DeferredNorm* norm) const {
     if (gated_) {
@@ -482,7 +482,7 @@ class DeferredNormCase {
   Device& cpu_;
   Device& gpu_;
   NormKind kind_;
-  int d_, n_;
+  int d_, m_, n_;
   bool gated_;
   SparseWeight from_, to_;
   std::vector<Half> gain_, bias_, x_, h_;
