@@ -15,7 +15,7 @@ using LinearObserver = std::function<void(const LinearWeight& linear, const Half
 void forward_embeddings(Device& device, const Model& model, const ForwardBatch& batch, Workspace& workspace);
 
 /// Takes workspace.h through model.layers[index], with the cache kv.layers[index]: the same numbers as in
-/// `forward`.
+/// `forward`, but for the rounding of norms that it defers.
 void forward_layer(Device& device, const Model& model, int index, const ForwardBatch& batch,
                    const KvCacheView& kv, Workspace& workspace, const LinearObserver& observer = {});
 

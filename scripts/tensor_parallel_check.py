@@ -30,6 +30,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -369,7 +370,7 @@ def main():
     parser.add_argument("--fault-step", type=int, default=150, help="of faults")
     parser.add_argument("--fault-tokens", type=int, default=900, help="of faults: length of each answer")
     parser.add_argument("--sigterm-after", type=float, default=1, help="of faults: seconds")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/tensor_parallel_check"), help="of load: folder on the storage")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "tensor_parallel_check", help="of load: folder on the storage")
     parser.add_argument("--dense-work", type=Path, default=Path("/dev/shm/tensor_parallel_check"), help="of checkpoint")
     parser.add_argument("--load-layers", type=int, default=32)
     parser.add_argument("--models", type=lambda text: text.split(","), default="opt-30b,opt-66b,llama-2-70b", help="of latency")

@@ -31,7 +31,7 @@
 //           at n = 8.
 // Measured  README.md has the table, scripts/results/h200_linear_large.json and h200_linear_small.json the
 //           figures: one H200, weights cold, ratio to the better of cublasGemmEx and autotuned cublasLt.
-// Limits    50 %, n = 8: bytes (82 % of the floor at 12288×12288). Above: 14 to 15 clocks a tile, 60 % of the
+// Limits    50 %, n = 8: bytes (84 % of the floor at 12288×12288). Above: 14 to 15 clocks a tile, 60 % of the
 //           issue slots: fixed latencies, as two warps a scheduler are too few to cover them, and no more
 //           rings fit. Of the loop's time at n = 16 a sixth was dispatch behind mma.sync, a fifth fixed
 //           latencies. Each step of n brings X's bytes: at n = 64 they are two thirds of the weights'. Small
@@ -79,12 +79,14 @@
 //   n = 96 here instead of in the prefill kernel, where it takes 82.0                        73.3 / 72.8
 //   n = 128, in the prefill kernel 95.4 / 92.1                                               91.8 / 84.4
 //   a warp that prepares the ends of runs, X asked for right behind the wait, a third of add_up's
-//   instructions, the table's address in a register (up to 25 instructions a block): all within 1 %
-//   table entries asked for before the products, n = 32: 5 % slower
+//   instructions, the table's address in a register (up to 25 instructions a block): within 1 %, n = 16 and
+//   32 up to 2.5 % slower until the order below
+//   table entries asked for before the products, n = 32: 3 % slower
 //   one batch of wgmma a block instead of two: the same at n = 32, 3 % slower at 96
 //   X let go after the next values are asked for, n = 32: 2 % faster
-//   events read behind the values' addresses instead of first: .5 % faster
-//   ptxas at register usage levels 0 and 10, which order the loop anew: 1 to 3 % slower, n = 96 1.5 % faster
+//   events read behind the values' addresses instead of first: .5 % faster at n = 32 and 96, else the same
+//   ptxas at register usage levels 0 and 10, which order the loop anew: up to 1 % slower, n = 32 1 to 3 %;
+//   n = 96 1 to 3 % faster
 //   gate and norms in the epilogues (a step of 8 / 16 / 32 tokens, ms): LLaMA-2-7B 2.82 / 3.20 / 3.95 →
 //   2.61 / 3.00 / 3.76, OPT-13B 4.46 / 5.24 / 6.40 → 4.37 / 5.15 / 6.33
 // Next: three warps a scheduler, which needs rings of 48 rows; refills and chunk borders (15 and 10 % of the
