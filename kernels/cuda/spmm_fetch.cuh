@@ -25,24 +25,48 @@ __device__ inline void copy_piece(uint32_t warp_map, uint32_t slot, const uint8_
 }
 static_assert(offsetof(WarpMap, ring) == 0);
 
-/// A multiplying warp's records, one a unit, into its two slots. All lanes have the same counts; one starts
-/// the copies.
+/// A multiplying warp's part of a block's run.
+struct RunOfWarp {
+  const RunStart& start;
+  int strip, last_strip;  ///< the first and the last
+  int units;
+  int end_chunk;  ///< of the last strip, exclusive
+  ChunkWalk walk;
+
+  __device__ RunOfWarp(const Problem& p, const RunStart& start, const ChunkWalk& walk, int begin, int end,
+                       int team, int warp)
+      : start(start), strip(team * kSpmmWarps + warp), units(end - begin), walk(walk) {
+    const int last_team = p.split.team_of(end - 1);
+    last_strip = last_team * kSpmmWarps + warp;
+    end_chunk = end - last_team * p.shape.chunks;
+  }
+};
+
+/// Who starts a copy: one lane of a warp whose lanes all have the same counts, or each lane its own.
+enum class Copier { whole_warp, lane };
+template <Copier kCopier>
+__device__ inline bool starts_copy() {
+  return kCopier == Copier::lane || ptx::elect_one();
+}
+
+/// A multiplying warp's records, one a unit, into its two slots.
+template <Copier kCopier>
 struct RecordFeed {
   const uint8_t* from;
   ChunkWalk walk;
   int left;
   int strip;
 
-  /// `walk` is at the first chunk, whose record `start` has brought.
-  __device__ RecordFeed(const Problem& p, const RunStart& start, int strip, int units, const ChunkWalk& walk)
-      : from(p.records + int64_t(start.record) * 16), walk(walk), left(units), strip(strip) {
-    go_on(p, start.record_bytes);
+  /// `bring_first` has brought the first.
+  __device__ RecordFeed(const Problem& p, const RunOfWarp& run)
+      : from(p.records + int64_t(run.start.record) * 16), walk(run.walk), left(run.units), strip(run.strip) {
+    go_on(p, run.start.record_bytes);
   }
   /// What was in the slot must have been read by all lanes.
   __device__ void bring_next(const Problem& p, uint32_t warp_map, uint32_t slot, uint64_t policy) {
     if (left == 0) return;
     const uint32_t bytes = uint32_t(sizeof(ChunkHead)) + walk.blocks(p) * kMaskRowBytes;
-    if (ptx::elect_one()) copy_record(warp_map, slot, from, bytes, policy);
+    if (starts_copy<kCopier>()) copy_record(warp_map, slot, from, bytes, policy);
     go_on(p, bytes);
   }
 
@@ -58,7 +82,16 @@ struct RecordFeed {
   }
 };
 
+/// Pieces that a strip's chunks before `chunk` need.
+__device__ inline uint32_t pieces_before(const Problem& p, int strip, int chunk, const StripPlace& place) {
+  if (chunk == p.shape.chunks) return place.pieces;
+  const auto* after =
+      reinterpret_cast<const ChunkHead*>(p.records + strip * p.record_bytes + record_begin(p, chunk));
+  return after->first_row / kPieceRows + (after->waits >> 4);
+}
+
 /// A multiplying warp's pieces, strip after strip, into its ring.
+template <Copier kCopier>
 struct PieceFeed {
   const uint8_t* from;
   uint32_t left;  // of this strip in this run
@@ -69,13 +102,13 @@ struct PieceFeed {
   int end_chunk;   // of the last strip, exclusive
   uint32_t brought;
 
-  /// `start` has brought the first piece. There is always one: an empty strip's blocks need one too.
-  __device__ PieceFeed(const Problem& p, const RunStart& start, int strip, int last_strip, int end_chunk)
-      : from(p.values + int64_t(start.row) * kTrackRowBytes + kPieceBytes),
-        left(start.pieces - 1),
-        next_strip(strip + kSpmmWarps),
-        last_strip(last_strip),
-        end_chunk(end_chunk),
+  /// `bring_first` has brought the first. There is always one: an empty strip's blocks need one too.
+  __device__ PieceFeed(const Problem& p, const RunOfWarp& run)
+      : from(p.values + int64_t(run.start.row) * kTrackRowBytes + kPieceBytes),
+        left(run.start.pieces - 1),
+        next_strip(run.strip + kSpmmWarps),
+        last_strip(run.last_strip),
+        end_chunk(run.end_chunk),
         brought(1) {}
   /// Looks up where the pieces of `next_strip` lie.
   __device__ void look_ahead(const Problem& p) {
@@ -88,27 +121,24 @@ struct PieceFeed {
     next_from = p.values + int64_t(place.row) * kTrackRowBytes;
     next_strip += kSpmmWarps;
   }
-  /// Pieces that a strip's chunks before `chunk` need.
-  __device__ static uint32_t pieces_before(const Problem& p, int strip, int chunk, const StripPlace& place) {
-    if (chunk == p.shape.chunks) return place.pieces;
-    const auto* after =
-        reinterpret_cast<const ChunkHead*>(p.records + strip * p.record_bytes + record_begin(p, chunk));
-    return after->first_row / kPieceRows + (after->waits >> 4);
-  }
   /// The slot's last piece must have been read by all lanes. Of this strip only.
   __device__ void bring_next(uint32_t warp_map, uint64_t policy) {
     if (left == 0) return;
-    if (ptx::elect_one()) copy_piece(warp_map, brought % kRingPieces, from, policy);
+    if (starts_copy<kCopier>()) copy_piece(warp_map, brought % kRingPieces, from, policy);
     from += kPieceBytes;
     --left;
     ++brought;
   }
-  /// Goes on to the next strip when this one's are all on their way.
-  __device__ void bring_next_strip(const Problem& p, uint32_t given_up, uint32_t warp_map, uint64_t policy) {
-    if (left > 0 || next_left == 0) return;
+  /// Goes on to the next strip, if there is one, when this one's are all on their way.
+  __device__ bool next(const Problem& p) {
+    if (left > 0 || next_left == 0) return false;
     from = next_from;
     left = next_left;
     look_ahead(p);
+    return true;
+  }
+  __device__ void bring_next_strip(const Problem& p, uint32_t given_up, uint32_t warp_map, uint64_t policy) {
+    if (!next(p)) return;
 #pragma unroll 1
     while (left > 0 && brought - given_up < kRingPieces) bring_next(warp_map, policy);
   }
@@ -131,10 +161,110 @@ __device__ inline RunStart run_start(const Problem& p, int block, int warp) {
   const auto* head = reinterpret_cast<const ChunkHead*>(p.records + record);
   const StripPlace place = p.places[strip];
   const uint32_t first = head->first_row / kPieceRows;
-  const uint32_t last =
-      PieceFeed::pieces_before(p, strip, min(p.shape.chunks, end - team * p.shape.chunks), place);
+  const uint32_t last = pieces_before(p, strip, min(p.shape.chunks, end - team * p.shape.chunks), place);
   return {uint32_t(record / 16), uint32_t(sizeof(ChunkHead)) + head->blocks * uint32_t(kMaskRowBytes),
           place.row + first * kPieceRows, last - first};
+}
+
+/// What a multiplying warp does to have its ring and its record slots refilled: it starts the copies itself.
+struct OwnFeed {
+  RecordFeed<Copier::whole_warp> records;
+  PieceFeed<Copier::whole_warp> pieces;
+  uint32_t map;  // shared address of the WarpMap
+  uint64_t policy;
+
+  __device__ OwnFeed(const Problem& p, const RunOfWarp& run, uint32_t map, uint64_t policy)
+      : records(p, run), pieces(p, run), map(map), policy(policy) {}
+  /// What `bring_first` has left, a piece after the other until X is there (`x_full`, its first stage's
+  /// barrier). All at once would take memory some 5 µs, and X, the sums of the launch before and the first
+  /// pieces of blocks that start later would stand behind it in the queue.
+  __device__ void fill(const Problem& p, uint32_t x_full) {
+    pieces.look_ahead(p);
+#pragma unroll 1
+    for (uint32_t i = 0; i + 1 < kRingPieces && pieces.left > 0; ++i) {
+      const uint32_t full = map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * i;
+      while (!ptx::barrier_test(full, 0) && !ptx::barrier_test(x_full, 0)) {
+      }
+      pieces.bring_next(map, policy);
+    }
+    records.bring_next(p, map, 1, policy);
+  }
+  /// All lanes have read the `given_up`-th piece.
+  __device__ void give_up_piece(uint32_t) {
+    pieces.bring_next(map, policy);
+  }
+  /// Before the first pieces of a strip are waited for: that of one chunk has not been closed before.
+  __device__ void begin_strip(const Problem& p, uint32_t given_up) {
+    pieces.bring_next_strip(p, given_up, map, policy);
+  }
+  /// All lanes have read a record.
+  __device__ void give_up_record(const Problem& p, uint32_t record, uint32_t given_up) {
+    records.bring_next(p, map, record & 1, policy);
+    pieces.bring_next_strip(p, given_up, map, policy);
+  }
+};
+
+/// The same where the feeding warp does it: it is told what may go.
+struct FeedingWarp {
+  uint32_t map;
+
+  __device__ FeedingWarp(const Problem&, const RunOfWarp&, uint32_t map, uint64_t) : map(map) {}
+  __device__ void fill(const Problem&, uint32_t) {}
+  __device__ void give_up_piece(uint32_t given_up) {
+    if (ptx::elect_one())
+      ptx::barrier_arrive(map + uint32_t(offsetof(WarpMap, piece_empty)) + 8 * (given_up % kRingPieces));
+  }
+  __device__ void begin_strip(const Problem&, uint32_t) {}
+  __device__ void give_up_record(const Problem&, uint32_t record, uint32_t) {
+    if (ptx::elect_one())
+      ptx::barrier_arrive(map + uint32_t(offsetof(WarpMap, record_empty)) + 8 * (record & 1));
+  }
+};
+
+/// Whether what was in the slot of the `count`-th copy has been let go.
+__device__ inline bool is_free(uint32_t empty, uint32_t count, uint32_t slots) {
+  return count < slots || ptx::barrier_test(empty + 8 * (count % slots), (count / slots & 1) ^ 1);
+}
+
+/// The feeding warp: a lane brings all pieces of a multiplying warp but the first, another its records but
+/// the first. One piece at a time until X is there, as OwnFeed; records when the ring is filled.
+template <int kN>
+__device__ inline void feed_rings(const Problem& p, SharedMap<kN>& shared, const RunStart& start, int lane) {
+  const int begin = p.split.first_unit(int(blockIdx.x)), end = p.split.first_unit(int(blockIdx.x) + 1);
+  const int ring = lane % kSpmmWarps;
+  const int team = p.split.team_of(begin);
+  const RunOfWarp run(p, start, ChunkWalk(p, begin - team * p.shape.chunks), begin, end, team, ring);
+  const uint32_t map = ptx::shared_address(&shared.warp[ring]);
+  const uint32_t piece_full = map + uint32_t(offsetof(WarpMap, piece_full));
+  const uint32_t piece_empty = map + uint32_t(offsetof(WarpMap, piece_empty));
+  const uint32_t record_empty = map + uint32_t(offsetof(WarpMap, record_empty));
+  const uint32_t x_full = ptx::shared_address(&shared.x_full[0]);
+  const uint64_t policy = ptx::evict_first_policy();
+  PieceFeed<Copier::lane> pieces(p, run);
+  RecordFeed<Copier::lane> records(p, run);
+  uint32_t records_brought = 1;
+  pieces.look_ahead(p);
+  pieces.next(p);
+  if (lane / kSpmmWarps != 0) pieces.left = 0;
+  if (lane / kSpmmWarps != 1) records.left = 0;
+  while (__any_sync(~0u, pieces.left > 0 || records.left > 0)) {
+    bool ready = false;
+    const bool filled = pieces.brought >= kRingPieces || pieces.left == 0;
+    const bool ring_filled = __shfl_sync(~0u, filled, ring);
+    if (pieces.left > 0) {
+      ready = filled ? is_free(piece_empty, pieces.brought, kRingPieces)
+                     : ptx::barrier_test(piece_full + 8 * (pieces.brought - 1), 0) ||
+                           ptx::barrier_test(x_full, 0);
+      if (ready) {
+        pieces.bring_next(map, policy);
+        pieces.next(p);
+      }
+    } else if (records.left > 0) {
+      ready = ring_filled && is_free(record_empty, records_brought, 2);
+      if (ready) records.bring_next(p, map, records_brought++ & 1, policy);
+    }
+    if (!__any_sync(~0u, ready)) __nanosleep(32);
+  }
 }
 
 /// Arrivals of a warp at X's barriers: one, or where ordinary stores bring X all its lanes', each for its own

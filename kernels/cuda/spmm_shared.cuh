@@ -90,10 +90,12 @@ inline constexpr int kXStageBytes = kUseWgmma<kN> ? kXBlocks<kN>* kN * 128 : kN*
 /// many warps can have each, they take a warpgroup of their own, which gives its registers away.
 template <int kN>
 inline constexpr bool kSpareRegisters = kN >= 32;
+inline constexpr int kSpareWarpRegisters = 40;
+inline constexpr int kMultiplyRegisters = 232;
+/// Whether a third warp brings what the multiplying warps read of the weights. For few tokens it would be too
+/// late where bytes are the limit: a piece waits for the warp to come round (spmm_stream.cu, what was tried).
 template <int kN>
-inline constexpr int kSpareWarpRegisters = kN >= 64 ? 24 : 40;
-template <int kN>
-inline constexpr int kMultiplyRegisters = kN >= 64 ? 240 : 232;
+inline constexpr bool kFeedingWarp = kN >= 64;
 template <int kN>
 inline constexpr int kThreads = (kSpmmWarps + (kSpareRegisters<kN> ? 4 : 2)) * 32;
 
@@ -104,7 +106,10 @@ struct alignas(128) WarpMap {
   uint8_t record[2][sizeof(ChunkHead) + kMaxChunkBlocks * kMaskRowBytes];
   uint64_t piece_full[kRingPieces];
   uint64_t record_full[2];
+  uint64_t piece_empty[kRingPieces];  // if kFeedingWarp
+  uint64_t record_empty[2];
 };
+inline constexpr int kWarpBarriers = 2 * (kRingPieces + 2);
 
 /// TeamShare::entries at most: with all blocks as owners one group of two items each.
 inline constexpr int kMostEntries = 2 * kMostSpmmBlocks;

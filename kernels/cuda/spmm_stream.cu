@@ -6,14 +6,16 @@
 //           packing.
 // Grid      One block per SM, persistent. A team is 8 strips, a unit is a chunk of all strips of a team.
 //           Units are numbered team by team, chunk by chunk; block b has units [b·U/G, (b+1)·U/G).
-// Warps     8 multiply a strip each, one brings X, one finds what the others need at the end of their runs.
+// Warps     8 multiply a strip each, one brings X, one finds what the others need at the end of their runs,
+//           for n > 32 one refills the rings.
 // Lanes     Lane l decodes rows l/4 and l/4 + 8 of both tiers, columns 2·(l%4) + {0, 1, 8, 9} of each TCTile:
 //           the A fragment of mma.m16n8k16 and of a warp's quarter of wgmma.m64nNk16. Sums: their C fragment.
 // Shared    SharedMap (spmm_shared.cuh): X stages, then for each multiplying warp a ring of four pieces (16
 //           rows of values each) and two records (head and masks of a chunk).
-// Pipeline  A warp refills its own ring by bulk copies as the heads say (StripCursor::pass), its records
-//           chunk by chunk, and enters a chunk while it still multiplies the one before: only the streams'
-//           tracks and places change there. Half a block's values are on their way from shared memory while
+// Pipeline  A warp's ring is refilled by bulk copies as the heads say (StripCursor::pass), its records chunk
+//           by chunk: by the warp itself (OwnFeed), or as it tells the feeding warp (FeedingWarp). It enters
+//           a chunk while it still multiplies the one before: only the streams' tracks and places change
+//           there. Half a block's values are on their way from shared memory while
 //           the half before is multiplied, its table entries while that one is assembled. X: bulk copies
 //           on an mbarrier ring. n ≤ 16: mma.sync with ldmatrix, warps need not meet, products half a
 //           block late; n > 16: wgmma, X is read by the tensor cores. Where a warp's run begins stands in a
@@ -31,12 +33,15 @@
 //           at n = 8.
 // Measured  README.md has the table, scripts/results/h200_linear_large.json and h200_linear_small.json the
 //           figures: one H200, weights cold, ratio to the better of cublasGemmEx and autotuned cublasLt.
-// Limits    50 %, n = 8: bytes (84 % of the floor at 12288×12288). Above: 14 to 15 clocks a tile, 60 % of the
-//           issue slots: fixed latencies, as two warps a scheduler are too few to cover them, and no more
-//           rings fit. Of the loop's time at n = 16 a sixth was dispatch behind mma.sync, a fifth fixed
-//           latencies. Each step of n brings X's bytes: at n = 64 they are two thirds of the weights'. Small
-//           matrices: of a 4096×4096's 9 µs (50 %, n = 8) 2.2 pass between the last block of the launch
-//           before and X, 4 multiply, some 2 are the split's sums.
+// Limits    50 %, n = 8: bytes (84 % of the floor at 12288×12288). Above: 14 to 15 clocks a tile, of which
+//           shared memory has 11 to 12 wavefronts (8 of decoding, 2 of X at n = 16 and 32, 1.5 of copies)
+//           and the issue slots 62 %. A third warp a scheduler raises that to 69 % and costs as much in
+//           instructions: it waits for the ALU pipe and for dispatch instead. Of the loop's instructions 12
+//           a nibble are the decoder's; a quarter of its time is refills and borders of chunks. wgmma waits
+//           for the slowest of four warps: an eighth of the time at n = 32. Each step of n brings X's bytes:
+//           at n = 64 they are two thirds of the weights'. Small matrices: of a 4096×4096's 9 µs (50 %, n =
+//           8) 2.2 pass between the last block of the launch before and X, 4 multiply, some 2 are the split's
+//           sums.
 //
 // What was tried (12288×12288, µs at 50 % / 70 %; n = 8 unless said; h200_decode_steps.json from "two tiers"
 // on):
@@ -89,9 +94,20 @@
 //   n = 96 1 to 3 % faster
 //   gate and norms in the epilogues (a step of 8 / 16 / 32 tokens, ms): LLaMA-2-7B 2.82 / 3.20 / 3.95 →
 //   2.61 / 3.00 / 3.76, OPT-13B 4.46 / 5.24 / 6.40 → 4.37 / 5.15 / 6.33
-// Next: three warps a scheduler, which needs rings of 48 rows; refills and chunk borders (15 and 10 % of the
-// loop's time) by other warps; chunks cut to the grid: 13 of 5120×5120's 260 units make runs of 14 blocks
-// where 12.1 would be even.
+//   three warps a scheduler (teams of 12 strips, 160 registers, rings of six pieces of 8 rows taken modulo 48
+//   by viaddmin), n = 8 and 16: 44.6 / 38.0 and 45.9 / 42.3 → 45.4 / 39.7 and 47.3 / 44.8; teams of 384 rows
+//   fit small matrices badly (4096×4096, 50 %, n = 8: 9.0 → 10.3)
+//   refills without a branch: n = 32 1 % faster, else the same; barriers of pieces asked early: the same
+//   the next chunk's head read a block early: 1 to 3 % slower
+//   a warp that refills all rings, a lane a ring: n = 64 and 96 2.6 and 3.2 % faster, n = 32 the same, n = 8
+//   and 16 1 % slower at 50 %, n = 8 1 to 2 % faster above. Records too: 3.5 and 4 % at n = 64 and 96, n = 8
+//   and 16 up to 3 % slower: pieces wait for the warp to come round
+// Next: three warps a scheduler with a feeding warp (alone, they issue in 76 % of the loop's slots at n = 32,
+// but a sixth more instructions); longer naps of the feeding warp, which polls in a third of its scheduler's
+// slots; one for rings and one for records, which may suit few tokens too; a decoder that reads less of
+// shared memory: with the table 8 wavefronts a tile, without it 4 and three instructions more
+// (strip_decoder.cuh), or of each for one tier; chunks cut to the grid: 13 of 5120×5120's 260 units make runs
+// of 14 blocks where 12.1 would be even.
 #include <algorithm>
 #include <type_traits>
 
@@ -262,10 +278,9 @@ __device__ inline void assemble(const StripValues& values, uint32_t (&a)[kStripT
 }
 
 /// A multiplying warp's way through its strips' streams.
+template <int kN>
 struct StripCursor {
-  RecordFeed records;
-  PieceFeed pieces;
-  uint64_t policy;
+  std::conditional_t<kFeedingWarp<kN>, FeedingWarp, OwnFeed> feed;
   uint32_t map;           // shared address of the WarpMap
   uint32_t record = 0;    // counts records, of which the lowest bits are slot and parity
   uint32_t arrived = 0;   // pieces waited for
@@ -276,20 +291,6 @@ struct StripCursor {
     uint32_t starts, first_row, counts, masks[kStripTiers];
   } head;  // of the chunk to enter next
 
-  /// What `bring_first` has left, a piece after the other until X is there (`x_full`, its first stage's
-  /// barrier). All at once would take memory some 5 µs, and X, the sums of the launch before and the first
-  /// pieces of blocks that start later would stand behind it in the queue.
-  __device__ void fill(const Problem& p, uint32_t x_full) {
-    pieces.look_ahead(p);
-#pragma unroll 1
-    for (uint32_t i = 0; i + 1 < kRingPieces && pieces.left > 0; ++i) {
-      const uint32_t full = map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * i;
-      while (!ptx::barrier_test(full, 0) && !ptx::barrier_test(x_full, 0)) {
-      }
-      pieces.bring_next(map, policy);
-    }
-    records.bring_next(p, map, 1, policy);
-  }
   __device__ uint32_t record_address(uint32_t which) const {
     return map + uint32_t(offsetof(WarpMap, record)) + (which & 1) * uint32_t(sizeof(WarpMap::record[0]));
   }
@@ -317,7 +318,7 @@ struct StripCursor {
     const uint32_t piece = head.first_row / kPieceRows;
     if (first_of_strip) {
       origin = given_up - piece;
-      pieces.bring_next_strip(p, given_up, map, policy);  // a strip of one chunk: `close` comes too late
+      feed.begin_strip(p, given_up);
     }
     await_pieces((head.counts >> 24 & 15u) + (first_of_run ? head.counts >> 28 : 0u));
     const uint32_t rows_before = (piece + origin) * (kPieceRows * 32);
@@ -333,15 +334,14 @@ struct StripCursor {
     if (event >= 16) {
       __syncwarp();  // all lanes have read what is given up
 #pragma unroll 1
-      for (uint32_t i = event >> 4; i > 0; --i, ++given_up) pieces.bring_next(map, policy);
+      for (uint32_t i = event >> 4; i > 0; --i, ++given_up) feed.give_up_piece(given_up);
     }
     if (event & 15u) await_pieces(event & 15u);
   }
   /// All masks have been read.
   __device__ void close(const Problem& p) {
     __syncwarp();  // by all lanes
-    records.bring_next(p, map, record & 1, policy);
-    pieces.bring_next_strip(p, given_up, map, policy);
+    feed.give_up_record(p, record, given_up);
     ++record;
   }
 };
@@ -350,7 +350,7 @@ struct StripCursor {
 /// next one, if there is one: nothing waits at the border. The last products may still be due on return.
 template <int kN>
 __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decoder& decoder,
-                               StripCursor& cursor, StripWindows& windows, bool more,
+                               StripCursor<kN>& cursor, StripWindows& windows, bool more,
                                bool next_is_first_of_strip, XStage<kN>& x, int lane,
                                Multiplier<kN>& multiplier, Accumulators<kN>& acc) {
   constexpr bool kOneStage = kXBlocks<kN> >= kMaxChunkBlocks;
@@ -368,7 +368,7 @@ __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decode
       StripValues values;
       decoder.load_entries(masks, 1, entries);
       mask += kMaskRowBytes;
-      StripCursor::load_masks(mask, masks);  // behind the last block: something, unused
+      StripCursor<kN>::load_masks(mask, masks);  // behind the last block: something, unused
       multiplier.load(0);
       take(windows, values);
       decoder.load_values(entries, cursor.places, windows);
@@ -426,22 +426,27 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
       ptx::barrier_init_fence();
       __syncwarp();
     }
-    ptx::named_barrier_arrive(kStartBarrier, kThreads<kN>);  // X's barriers are there
-    if constexpr (kSpareRegisters<kN>) ptx::registers_down<kSpareWarpRegisters<kN>>();
+    const bool feeds = kFeedingWarp<kN> && warp == kSpmmWarps + 2;
+    if (!feeds) ptx::named_barrier_arrive(kStartBarrier, kThreads<kN>);  // X's barriers are there
+    if constexpr (kSpareRegisters<kN>) ptx::registers_down<kSpareWarpRegisters>();
     if (warp == kSpmmWarps) {
       bring_x<kN>(p, &x_map, shared, lane);
     } else if (warp == kSpmmWarps + 1) {
       prepare_ends<kN>(p, shared, lane);
+    } else if (feeds) {
+      const RunStart start = p.runs[int(blockIdx.x) * kSpmmWarps + lane % kSpmmWarps];
+      ptx::named_barrier(kStartBarrier, kThreads<kN>);  // the rings' barriers are there
+      feed_rings<kN>(p, shared, start, lane);
     }
     return;
   }
-  if constexpr (kSpareRegisters<kN>) ptx::registers_up<kMultiplyRegisters<kN>>();
+  if constexpr (kSpareRegisters<kN>) ptx::registers_up<kMultiplyRegisters>();
 
   const uint32_t map = once(ptx::shared_address(&shared.warp[warp]));
   const uint64_t policy = ptx::evict_first_policy();
   const RunStart start = p.runs[int(blockIdx.x) * kSpmmWarps + warp];
   if (lane == 0) {
-    for (int i = 0; i < kRingPieces + 2; ++i)
+    for (int i = 0; i < (kFeedingWarp<kN> ? kWarpBarriers : kWarpBarriers / 2); ++i)
       ptx::barrier_init(map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * i, 1);
   }
   ptx::barrier_init_fence();
@@ -450,18 +455,14 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   if (warp == 0) shared.table.fill(lane);
   const int begin = p.split.first_unit(int(blockIdx.x)), end = p.split.first_unit(int(blockIdx.x) + 1);
   int team = p.split.team_of(begin);
-  ChunkWalk walk(p, begin - team * p.shape.chunks);
+  const ChunkWalk walk(p, begin - team * p.shape.chunks);
   ptx::named_barrier(kStartBarrier, kThreads<kN>);  // X's barriers and the table before anyone uses them
-  const int last_team = p.split.team_of(end - 1);
-  StripCursor cursor{.records = RecordFeed(p, start, team * kSpmmWarps + warp, end - begin, walk),
-                     .pieces = PieceFeed(p, start, team * kSpmmWarps + warp, last_team * kSpmmWarps + warp,
-                                         end - last_team * p.shape.chunks),
-                     .policy = policy,
-                     .map = map};
+  const RunOfWarp run(p, start, walk, begin, end, team, warp);
+  StripCursor<kN> cursor{.feed = {p, run, map, policy}, .map = map};
   const uint32_t x_stages = once(ptx::shared_address(shared.x));
   const uint32_t ends = x_stages + uint32_t(offsetof(SharedMap<kN>, ends));
   const uint32_t x_scale = x_stages + uint32_t(offsetof(SharedMap<kN>, x_scale));
-  cursor.fill(p, x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)));
+  cursor.feed.fill(p, x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)));
   const Decoder decoder(x_stages + uint32_t(offsetof(SharedMap<kN>, table)));
   XStage<kN> x{.full = x_stages + uint32_t(offsetof(SharedMap<kN>, x_full)), .by_all = !p.x_by_copy};
   Multiplier<kN> multiplier(lane);
