@@ -70,8 +70,9 @@ struct DeferredNorm {
   const float* bias_product = nullptr;
 };
 inline constexpr int kMomentParts = 8;
-inline constexpr int kMomentFractionBits = 20;   ///< d up to 16384 cannot overflow, whatever h is
-inline constexpr int kMostDeferringTokens = 96;  ///< of more no backend defers the norm
+inline constexpr int kMomentFractionBits = 20;
+inline constexpr int kMostDeferringFeatures = 16384;  ///< d; so many moments cannot overflow, whatever h is
+inline constexpr int kMostDeferringTokens = 96;       ///< of more no backend defers the norm
 constexpr int64_t moment_words(NormKind kind, int n) {
   return int64_t{kind == NormKind::layer ? 2 : 1} * kMomentParts * n;
 }

@@ -127,9 +127,9 @@ NormedInput ForwardPass::pre_norm_layer(int index, const NormedInput& x, const N
 
 const Half* ForwardPass::pre_norm_layers() const {
   bool any = false;
-  for (int i = 0; i < model.config.layers; ++i) {
+  for (int i = 0; i < model.config.layers && !any; ++i) {
     const LayerWeights& layer = model.layers[size_t(i)];
-    any |= defers(layer.attn_out, norm_after_attention(i)) || defers(layer.mlp_out, norm_after_mlp(i));
+    any = defers(layer.attn_out, norm_after_attention(i)) || defers(layer.mlp_out, norm_after_mlp(i));
   }
   if (any)
     ops().fill_zero(

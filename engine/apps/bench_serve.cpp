@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <system_error>
 #include <thread>
 
 #include "engine/apps/command.h"
@@ -26,7 +27,7 @@ using nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
 constexpr int kMostThreads = 2048;
-constexpr int kLowestId = 3, kIds = 800;  // prompt ids every vocabulary has, without special tokens
+constexpr int kLowestId = 3, kIds = 500;  // prompt ids every vocabulary has, without special tokens
 
 struct BenchServeFlags {
   std::string url = "http://127.0.0.1:8080";
@@ -173,8 +174,7 @@ class LoadRun {
     ProgressBar bar("requests", ProgressUnit::items);
     start_ = Clock::now();
     std::vector<std::thread> threads;
-    const size_t count = std::min({items_.size(), size_t(flags_.max_concurrency), size_t{kMostThreads}});
-    for (size_t i = 0; i < count; ++i) threads.emplace_back([this] { work(); });
+    start_threads(threads);
     while (finished() < items_.size()) {
       bar.update(int64_t(finished()), int64_t(items_.size()));
       stop_if_interrupted_at_once();
@@ -192,6 +192,20 @@ class LoadRun {
   /// The threads wait for a server that may never answer: the process ends with them.
   static void stop_if_interrupted_at_once() {
     if (interrupted()) std::_Exit(interrupt_status());
+  }
+  void start_threads(std::vector<std::thread>& threads) {
+    const size_t count = std::min({items_.size(), size_t(flags_.max_concurrency), size_t{kMostThreads}});
+    try {
+      for (size_t i = 0; i < count; ++i) threads.emplace_back([this] { work(); });
+    } catch (const std::system_error& error) {
+      {
+        const std::lock_guard lock(mutex_);
+        next_ = items_.size();
+      }
+      for (std::thread& thread : threads) thread.join();
+      fail("--max-concurrency {}: only {} threads can be started: {}", flags_.max_concurrency, threads.size(),
+           error.what());
+    }
   }
   size_t finished() {
     const std::lock_guard lock(mutex_);

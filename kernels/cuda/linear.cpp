@@ -227,8 +227,8 @@ bool defers_norm(DeviceContext& opaque, const Linear& from, const Linear& to, in
   const auto streams = [&](const Linear& w) {
     return choose_linear_kernel(problem_of(w, n), context.facts()) == LinearKernel::stream;
   };
-  constexpr int64_t kMostFeatures = 16384;  // of which the moments cannot overflow
-  return n > 0 && from.m <= kMostFeatures && !context.deterministic() && streams(from) && streams(to);
+  return n > 0 && from.m <= kMostDeferringFeatures && !context.deterministic() && streams(from) &&
+         streams(to);
 }
 
 bool gates_in_kernel(const Context& context, const Linear& w, int n) {
