@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <deque>
+#include <exception>
 #include <map>
 #include <mutex>
 #include <numeric>
@@ -47,27 +48,41 @@ std::optional<Tokenizer> load_tokenizer(const EngineOptions& options, const Mode
                                      .eos_ids = config.eos_ids});
 }
 
-/// Adds up the progress of ranks that load at the same time.
+/// Adds up the progress of ranks that load at the same time, and stops them all with the error of the first
+/// that fails.
 class LoadProgress {
  public:
   LoadProgress(const std::function<void(int64_t, int64_t)>& report, int world)
       : report_(report), done_(size_t(world)), total_(size_t(world)) {}
 
   std::function<void(int64_t, int64_t)> of_rank(int rank) {
-    if (!report_) return {};
+    if (!report_ && done_.size() == 1) return {};
     return [this, rank](int64_t done, int64_t total) {
       const std::lock_guard lock(mutex_);
+      if (error_) std::rethrow_exception(error_);
       done_[size_t(rank)] = done;
       total_[size_t(rank)] = total;
-      report_(std::accumulate(done_.begin(), done_.end(), int64_t{0}),
-              std::accumulate(total_.begin(), total_.end(), int64_t{0}));
+      if (!report_) return;
+      try {
+        report_(std::accumulate(done_.begin(), done_.end(), int64_t{0}),
+                std::accumulate(total_.begin(), total_.end(), int64_t{0}));
+      } catch (...) {
+        error_ = std::current_exception();
+        throw;
+      }
     };
+  }
+  /// A rank ends its loading with this error.
+  void fail(std::exception_ptr error) {
+    const std::lock_guard lock(mutex_);
+    if (!error_) error_ = std::move(error);
   }
 
  private:
   const std::function<void(int64_t, int64_t)>& report_;
   std::mutex mutex_;
   std::vector<int64_t> done_, total_;
+  std::exception_ptr error_;
 };
 
 void load_ranks(TensorParallel& ranks, const EngineOptions& options, const ModelConfig& config) {
@@ -84,10 +99,15 @@ void load_ranks(TensorParallel& ranks, const EngineOptions& options, const Model
                            .min_sparsity = options.min_sparsity,
                            .pack_head = false,
                            .progress = progress.of_rank(shard.rank)};
-    runner.set_model(
-        options.random_weights
-            ? random_model(config, *options.random_weights, options.seed, runner.device(), pool, shard, load)
-            : load_model(Checkpoint(*checkpoint, pool), config, runner.device(), pool, shard, load));
+    try {
+      runner.set_model(options.random_weights ? random_model(config, *options.random_weights, options.seed,
+                                                             runner.device(), pool, shard, load)
+                                              : load_model(Checkpoint(*checkpoint, pool), config,
+                                                           runner.device(), pool, shard, load));
+    } catch (...) {
+      progress.fail(std::current_exception());
+      throw;
+    }
   });
 }
 

@@ -62,7 +62,7 @@ __device__ inline void registers_down() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-/// Whether that phase has ended. Asked early it costs no time; `barrier_wait` makes up for a false.
+/// Whether the phase with this parity has ended. Does not wait.
 __device__ inline bool barrier_test(uint32_t barrier, uint32_t parity) {
   uint32_t ended;
   asm volatile(

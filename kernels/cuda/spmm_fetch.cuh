@@ -189,11 +189,12 @@ struct OwnFeed {
     }
     records.bring_next(p, map, 1, policy);
   }
-  /// All lanes have read the `given_up`-th piece.
-  __device__ void give_up_piece(uint32_t) {
+  /// All lanes have read piece `given_up`, from 0 on.
+  __device__ void give_up_piece(uint32_t /*given_up*/) {
     pieces.bring_next(map, policy);
   }
-  /// Before the first pieces of a strip are waited for: that of one chunk has not been closed before.
+  /// Before the first pieces of a strip are waited for. The chunk before is not closed yet, and may have had
+  /// the strip's last piece brought.
   __device__ void begin_strip(const Problem& p, uint32_t given_up) {
     pieces.bring_next_strip(p, given_up, map, policy);
   }
@@ -221,13 +222,14 @@ struct FeedingWarp {
   }
 };
 
-/// Whether what was in the slot of the `count`-th copy has been let go.
+/// Whether the slot of copy `count`, from 0 on, is free: never used, or what was in it has been let go.
 __device__ inline bool is_free(uint32_t empty, uint32_t count, uint32_t slots) {
   return count < slots || ptx::barrier_test(empty + 8 * (count % slots), (count / slots & 1) ^ 1);
 }
 
 /// The feeding warp: a lane brings all pieces of a multiplying warp but the first, another its records but
-/// the first. One piece at a time until X is there, as OwnFeed; records when the ring is filled.
+/// the first (`bring_first` does). A ring is filled piece by piece until X is there, for OwnFeed's reasons;
+/// records come when it is. That X's first stage was full once may be missed, which costs nothing but time.
 template <int kN>
 __device__ inline void feed_rings(const Problem& p, SharedMap<kN>& shared, const RunStart& start, int lane) {
   const int begin = p.split.first_unit(int(blockIdx.x)), end = p.split.first_unit(int(blockIdx.x) + 1);

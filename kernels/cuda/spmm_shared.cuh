@@ -92,8 +92,9 @@ template <int kN>
 inline constexpr bool kSpareRegisters = kN >= 32;
 inline constexpr int kSpareWarpRegisters = 40;
 inline constexpr int kMultiplyRegisters = 232;
-/// Whether a third warp brings what the multiplying warps read of the weights. For few tokens it would be too
-/// late where bytes are the limit: a piece waits for the warp to come round (spmm_stream.cu, what was tried).
+/// Whether a third warp brings what the multiplying warps read of the weights, but for the first piece and
+/// record of each. For few tokens it would be too late where bytes are the limit: a piece waits for the warp
+/// to come round (spmm_stream.cu, what was tried).
 template <int kN>
 inline constexpr bool kFeedingWarp = kN >= 64;
 template <int kN>
@@ -106,10 +107,15 @@ struct alignas(128) WarpMap {
   uint8_t record[2][sizeof(ChunkHead) + kMaxChunkBlocks * kMaskRowBytes];
   uint64_t piece_full[kRingPieces];
   uint64_t record_full[2];
-  uint64_t piece_empty[kRingPieces];  // if kFeedingWarp
+  uint64_t piece_empty[kRingPieces];  // these only if kFeedingWarp
   uint64_t record_empty[2];
 };
-inline constexpr int kWarpBarriers = 2 * (kRingPieces + 2);
+/// A warp's barriers in use, from piece_full on.
+template <int kN>
+inline constexpr int kWarpBarriers = (kFeedingWarp<kN> ? 2 : 1) * (kRingPieces + 2);
+static_assert(sizeof(WarpMap) - offsetof(WarpMap, piece_full) >= 8 * 2 * (kRingPieces + 2) &&
+                  offsetof(WarpMap, piece_empty) == offsetof(WarpMap, piece_full) + 8 * (kRingPieces + 2),
+              "one after the other");
 
 /// TeamShare::entries at most: with all blocks as owners one group of two items each.
 inline constexpr int kMostEntries = 2 * kMostSpmmBlocks;

@@ -446,7 +446,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   const uint64_t policy = ptx::evict_first_policy();
   const RunStart start = p.runs[int(blockIdx.x) * kSpmmWarps + warp];
   if (lane == 0) {
-    for (int i = 0; i < (kFeedingWarp<kN> ? kWarpBarriers : kWarpBarriers / 2); ++i)
+    for (int i = 0; i < kWarpBarriers<kN>; ++i)
       ptx::barrier_init(map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * i, 1);
   }
   ptx::barrier_init_fence();
@@ -456,7 +456,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   const int begin = p.split.first_unit(int(blockIdx.x)), end = p.split.first_unit(int(blockIdx.x) + 1);
   int team = p.split.team_of(begin);
   const ChunkWalk walk(p, begin - team * p.shape.chunks);
-  ptx::named_barrier(kStartBarrier, kThreads<kN>);  // X's barriers and the table before anyone uses them
+  ptx::named_barrier(kStartBarrier, kThreads<kN>);  // all barriers and the table before others use them
   const RunOfWarp run(p, start, walk, begin, end, team, warp);
   StripCursor<kN> cursor{.feed = {p, run, map, policy}, .map = map};
   const uint32_t x_stages = once(ptx::shared_address(shared.x));

@@ -118,6 +118,23 @@ TEST_P(EngineFaultOnRanks, EndsEveryRequestWithTheCause) {
   }
 }
 
+TEST(EngineFault, ARankThatStopsLoadingStopsTheOthers) {
+  const TinyModel model;
+  auto options = model.options();
+  options.tensor_parallel = 4;
+  std::atomic<int> reports = 0;
+  options.load_progress = [&](int64_t, int64_t) {
+    if (++reports == 3) throw Error("enough");
+  };
+  try {
+    Engine::create(options);
+    FAIL() << "no error";
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(), "enough");
+  }
+  EXPECT_EQ(reports, 3);
+}
+
 TEST(EngineFault, NanInTheLogitsOfOneRequestHarmsNoOther) {
   const TinyModel model;
   const Backend backend = faulty_backend(cpu_backend().attention, logits_with_nan);
