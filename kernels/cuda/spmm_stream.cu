@@ -99,9 +99,9 @@
 //   fit small matrices badly (4096×4096, 50 %, n = 8: 9.0 → 10.3)
 //   refills without a branch: n = 32 1 % faster, else the same; barriers of pieces asked early: the same
 //   the next chunk's head read a block early: 1 to 3 % slower
-//   a warp that refills all rings, a lane a ring: n = 64 and 96 2.6 and 3.2 % faster, n = 32 the same, n = 8
-//   and 16 1 % slower at 50 %, n = 8 1 to 2 % faster above. Records too: 3.5 and 4 % at n = 64 and 96, n = 8
-//   and 16 up to 3 % slower: pieces wait for the warp to come round
+//   a warp that refills all rings, a lane a ring: n = 64 and 96 3 % faster, n = 32 the same, n = 8 and 16 1 %
+//   slower at 50 %, n = 8 1 % faster above. Records too: 3 % faster at n = 64 and 96, n = 8 and 16 up to 3 %
+//   slower: pieces wait for the warp to come round
 // Next: three warps a scheduler with a feeding warp (alone, they issue in 76 % of the loop's slots at n = 32,
 // but a sixth more instructions); longer naps of the feeding warp, which polls in a third of its scheduler's
 // slots; one for rings and one for records, which may suit few tokens too; a decoder that reads less of
