@@ -93,13 +93,13 @@ void load_ranks(TensorParallel& ranks, const EngineOptions& options, const Model
   std::optional<Checkpoint> checkpoint;  // read and checked once, not by every rank
   if (!options.random_weights) checkpoint.emplace(options.model, all_cores.emplace(cores));
   ranks.on_all([&](Runner& runner) {
-    ThreadPool pool(threads);
     const Shard shard = runner.shard();
     const LoadOptions load{.dense = options.dense,
                            .min_sparsity = options.min_sparsity,
                            .pack_head = false,
                            .progress = progress.of_rank(shard.rank)};
     try {
+      ThreadPool pool(threads);
       runner.set_model(options.random_weights ? random_model(config, *options.random_weights, options.seed,
                                                              runner.device(), pool, shard, load)
                                               : load_model(Checkpoint(*checkpoint, pool), config,

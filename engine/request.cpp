@@ -30,8 +30,8 @@ void check_sampling_params(const SamplingParams& p) {
   check(p.top_k >= 0, "top_k {}: must be at least 0 (0 = off)", p.top_k);
   check(p.top_p > 0 && p.top_p <= 1, "top_p {}: must be more than 0 and at most 1", p.top_p);
   check(p.min_p >= 0 && p.min_p <= 1, "min_p {}: must be 0 to 1", p.min_p);
-  check(p.repeat_penalty > 0 && std::isfinite(p.repeat_penalty), "repeat_penalty {}: must be more than 0",
-        p.repeat_penalty);
+  check(p.repeat_penalty >= float(kLowestRepeatPenalty) && std::isfinite(p.repeat_penalty),
+        "repeat_penalty {}: must be at least {}", p.repeat_penalty, kLowestRepeatPenalty);
   check(p.logit_bias.size() <= size_t(kMaxLogitBiases), "logit_bias of {} tokens: at most {} are possible",
         p.logit_bias.size(), kMaxLogitBiases);
   int32_t last = -1;

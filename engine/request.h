@@ -16,6 +16,7 @@ constexpr int kMaxLogprobs = 128;  ///< alternatives listed per token: bounds th
 constexpr int kMaxStopStrings = 16;
 constexpr int kMaxStopBytes = 4096;
 constexpr int kMaxLogitBiases = 300;
+constexpr double kLowestRepeatPenalty = 0.01;  ///< logits divided by less may become infinite
 
 /// `check_sampling_params` throws `Error` naming the field where a range is left.
 struct SamplingParams {
@@ -24,7 +25,7 @@ struct SamplingParams {
   int top_k = 40;                          ///< ≥ 0; 0 = off
   float top_p = 0.95f;                     ///< (0, 1]
   float min_p = 0;                         ///< [0, 1]
-  float repeat_penalty = 1;                ///< > 0
+  float repeat_penalty = 1;                ///< at least kLowestRepeatPenalty
   std::vector<TokenBias> logit_bias = {};  ///< by rising id; each -100…100; at most kMaxLogitBiases
   std::optional<uint64_t> seed = {};       ///< none: drawn from the engine's seed and the request's number
   std::vector<std::string> stop = {};      ///< output ends before the first of these; needs a tokenizer

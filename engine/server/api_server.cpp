@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <unordered_map>
 #include <utility>
@@ -22,12 +23,14 @@ using ExchangePtr = std::shared_ptr<HttpExchange>;
 
 constexpr auto kFailureLinger = std::chrono::seconds(3);  // clients and probes see the 503 and its cause
 constexpr auto kCutOffLinger = std::chrono::seconds(1);   // for the last answers to be written
+constexpr size_t kMostQueuedBytes = size_t{64} << 20;     // of bodies that wait to be read and tokenized
 constexpr std::string_view kModelsPath = "/v1/models";
 
 }  // namespace
 
 /// All but the callbacks of `engine` runs on the I/O thread.
 struct ApiServer::State {
+  using Then = std::function<void()>;
   using Prepare = PreparedRequest (ServedModel::*)(std::string_view, Clock::time_point) const;
   using Compute = std::string (ServedModel::*)(std::string_view) const;
   struct Place {
@@ -41,6 +44,8 @@ struct ApiServer::State {
   std::shared_ptr<const ServedModel> model;  // none while loading
   std::unordered_map<Ticket, Place> live;    // in the engine, or on the way there
   Ticket last_ticket = 0;
+  size_t queued = 0,
+         queued_bytes = 0;  // requests on the worker threads, or waiting for one, and their bodies
   std::function<void()> on_ready;
   std::optional<Clock::time_point> failed_since, drain_until, cut_off_since;
   EngineThread engine;  // last: its callbacks need the rest
@@ -59,6 +64,7 @@ struct ApiServer::State {
             }) {}
 
   ~State() {
+    http.stop();          // what clients leave behind is cancelled while the engine is there
     http.join_workers();  // they use the engine's tokenizer
     engine.stop();
   }
@@ -71,6 +77,9 @@ struct ApiServer::State {
   void handle_api(HttpRequest request, const ExchangePtr& exchange);
   void health(const ExchangePtr& exchange);
   bool available(const ExchangePtr& exchange);
+  size_t most_answers() const { return size_t(options.engine.max_num_seqs) + size_t(options.max_waiting); }
+  void work_on(HttpRequest request, const ExchangePtr& exchange, std::function<Then(std::string_view)> work);
+  void respond_later(const ExchangePtr& exchange, std::function<HttpResponse()> make);
   void compute(HttpRequest request, const ExchangePtr& exchange, Compute function);
   void generate(HttpRequest request, const ExchangePtr& exchange, Prepare function);
   void start(PreparedRequest prepared, const ExchangePtr& exchange);
@@ -190,10 +199,7 @@ void ApiServer::State::handle_api(HttpRequest request, const ExchangePtr& exchan
 }
 
 void ApiServer::State::health(const ExchangePtr& exchange) {
-  const EngineStatus status = engine.status();
-  if (status.state == EngineState::ready && model && !drain_until)
-    return exchange->respond({.body = R"({"status":"ok"})"});
-  available(exchange);
+  if (available(exchange)) exchange->respond({.body = R"({"status":"ok"})"});
 }
 
 /// False, and answered with 503, while the engine cannot take requests.
@@ -217,56 +223,90 @@ bool ApiServer::State::available(const ExchangePtr& exchange) {
   return false;
 }
 
-/// Runs `function` of the model on a worker thread and answers with what it returns.
-void ApiServer::State::compute(HttpRequest request, const ExchangePtr& exchange, Compute function) {
-  check_method(request, "POST");
-  if (!available(exchange)) return;
-  http.post_work([this, model = model, exchange, function, body = std::move(request.body)] {
-    HttpResponse response;
-    try {
-      response.body = ((*model).*function)(body);
-    } catch (const RequestError& error) {
-      response = {.status = error.status, .body = error_json(error)};
-    } catch (const std::exception& error) {
-      response = {.status = 400, .body = error_json(400, error.what())};
-    }
-    http.post([exchange, response = std::move(response)] { exchange->respond(response); });
-  });
+namespace {
+
+HttpResponse queue_full(const std::string& why) {
+  return {.status = 429, .body = error_json(429, why, {}, "queue_full"), .headers = {{"Retry-After", "1"}}};
 }
 
-void ApiServer::State::generate(HttpRequest request, const ExchangePtr& exchange, Prepare function) {
+}  // namespace
+
+/// Runs `work` on the request's body on a worker thread, unless the client has gone by then, and what it
+/// returns on the I/O thread. What it throws is answered with.
+void ApiServer::State::work_on(HttpRequest request, const ExchangePtr& exchange,
+                               std::function<Then(std::string_view)> work) {
   check_method(request, "POST");
   if (!available(exchange)) return;
-  const auto arrived = Clock::now();
-  http.post_work([this, model = model, exchange, function, arrived, body = std::move(request.body)] {
+  const size_t bytes = request.body.size();
+  if (queued >= most_answers() || queued_bytes + bytes > kMostQueuedBytes)
+    return exchange->respond(
+        queue_full(fmt::format("{} requests of {} bytes wait to be read", queued, queued_bytes)));
+  ++queued;
+  queued_bytes += bytes;
+  const auto gone = std::make_shared<std::atomic<bool>>(false);
+  exchange->on_gone([gone] { *gone = true; });
+  http.post_work([this, exchange, gone, bytes, work = std::move(work), body = std::move(request.body)] {
+    Then then;
     HttpResponse refusal;
     try {
-      auto prepared = std::make_shared<PreparedRequest>(((*model).*function)(body, arrived));
-      return http.post([this, exchange, prepared] { start(std::move(*prepared), exchange); });
+      if (!*gone) then = work(body);
     } catch (const RequestError& error) {
       refusal = {.status = error.status, .body = error_json(error)};
     } catch (const std::exception& error) {
       refusal = {.status = 400, .body = error_json(400, error.what())};
     }
-    http.post([exchange, refusal = std::move(refusal)] { exchange->respond(refusal); });
+    if (!then) then = [exchange, refusal = std::move(refusal)] { exchange->respond(refusal); };
+    http.post([this, bytes, then = std::move(then)] {
+      --queued;
+      queued_bytes -= bytes;
+      then();
+    });
   });
+}
+
+/// Answers with what `make` returns on a worker thread.
+void ApiServer::State::respond_later(const ExchangePtr& exchange, std::function<HttpResponse()> make) {
+  http.post_work([this, exchange, make = std::move(make)] {
+    HttpResponse response;
+    try {
+      response = make();
+    } catch (const std::exception& error) {
+      response = {.status = 500, .body = error_json(500, error.what())};
+    }
+    http.post([exchange, response = std::move(response)] { exchange->respond(response); });
+  });
+}
+
+/// Answers with what `function` of the model returns.
+void ApiServer::State::compute(HttpRequest request, const ExchangePtr& exchange, Compute function) {
+  work_on(std::move(request), exchange, [model = model, exchange, function](std::string_view body) -> Then {
+    HttpResponse response{.body = ((*model).*function)(body)};
+    return [exchange, response = std::move(response)] { exchange->respond(response); };
+  });
+}
+
+void ApiServer::State::generate(HttpRequest request, const ExchangePtr& exchange, Prepare function) {
+  const auto arrived = Clock::now();
+  work_on(std::move(request), exchange,
+          [this, model = model, exchange, function, arrived](std::string_view body) -> Then {
+            auto prepared = std::make_shared<PreparedRequest>(((*model).*function)(body, arrived));
+            return [this, exchange, prepared] { start(std::move(*prepared), exchange); };
+          });
 }
 
 void ApiServer::State::start(PreparedRequest prepared, const ExchangePtr& exchange) {
   if (!exchange->open() || !available(exchange)) return;
-  const size_t most = size_t(options.engine.max_num_seqs) + size_t(options.max_waiting);
+  const size_t most = most_answers();
   if (live.size() + prepared.submissions.size() > most) {
     return exchange->respond(
-        {.status = 429,
-         .body = error_json(
-             429, fmt::format("{} answers are running or waiting, at most {} may", live.size(), most), {},
-             "queue_full"),
-         .headers = {{"Retry-After", "1"}}});
+        queue_full(fmt::format("{} answers are running or waiting, at most {} may", live.size(), most)));
   }
   std::vector<Ticket> tickets;
   for (Submission& submission : prepared.submissions) tickets.push_back(submission.ticket = ++last_ticket);
   std::vector<Submission> submissions = prepared.submissions;
-  const auto generation = std::make_shared<Generation>(std::move(prepared), exchange);
+  const auto generation =
+      std::make_shared<Generation>(std::move(prepared), exchange,
+                                   [this, exchange](auto make) { respond_later(exchange, std::move(make)); });
   for (size_t i = 0; i < tickets.size(); ++i) live.emplace(tickets[i], Place{generation, i});
   exchange->on_gone([this, tickets] { engine.cancel(tickets); });
   engine.submit(std::move(submissions));

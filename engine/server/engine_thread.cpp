@@ -151,9 +151,9 @@ bool EngineThread::load(const EngineOptions& options, const std::function<void(c
       const std::lock_guard lock(mutex_);
       return !stopping_;
     });
-    on_ready(*engine_);
-    set_status(
+    set_status(  // before anybody can ask who takes the model for ready
         {.state = EngineState::ready, .failure = {}, .stats = engine_->stats(), .memory = engine_->memory()});
+    on_ready(*engine_);
     return true;
   } catch (const std::exception& error) {
     const std::lock_guard lock(mutex_);

@@ -195,8 +195,7 @@ void parse_shared(const Fields& fields, GenerationRequest& request) {
   if (params.top_k < 0) params.top_k = 0;  // how vLLM's clients say "off"
   params.top_p = float(fields.number("top_p", 0, 1, 1));
   params.min_p = float(fields.number("min_p", 0, 1, 0));
-  params.repeat_penalty = float(fields.number("repetition_penalty", 0, 1000, 1));
-  if (params.repeat_penalty == 0) fields.refuse("repetition_penalty", "must be more than 0");
+  params.repeat_penalty = float(fields.number("repetition_penalty", kLowestRepeatPenalty, 1000, 1));
   params.logit_bias = parse_logit_bias(fields);
   params.ignore_eos = fields.boolean("ignore_eos", false);
   params.stop = parse_stop(fields);

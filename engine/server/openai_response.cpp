@@ -145,11 +145,11 @@ std::string AnswerFormat::logprobs_text(const Choice& choice, int64_t text_offse
 json AnswerFormat::completion_logprobs(const Choice& choice, int64_t text_offset) const {
   json tokens = json::array(), numbers = json::array(), tops = json::array(), offsets = json::array();
   for (const TokenLogprob& token : choice.logprobs) {
-    const std::string text = token_text(tokenizer_.piece_bytes(token.id));
-    tokens.push_back(text);
+    const std::string bytes = tokenizer_.piece_bytes(token.id);
+    tokens.push_back(token_text(bytes));
     numbers.push_back(finite(token.logprob));
     offsets.push_back(text_offset);
-    text_offset += characters(text);
+    text_offset += characters(bytes);  // of several tokens' character the first has it
     json top = json::object();
     for (const TopLogprob& entry : token.top)
       top[token_text(tokenizer_.piece_bytes(entry.id))] = finite(entry.logprob);

@@ -78,7 +78,8 @@ void ServeMetrics::count_end(FinishReason reason, const ChoiceTimes& times) {
   if (reason != FinishReason::stop && reason != FinishReason::length) return;
   state_->ttft.Observe(times.first_token);
   state_->e2e.Observe(times.end);
-  if (times.tokens > 1) state_->tpot.Observe((times.end - times.first_token) / double(times.tokens - 1));
+  if (times.tokens > 1)
+    state_->tpot.Observe((times.last_token - times.first_token) / double(times.tokens - 1));
 }
 
 void ServeMetrics::count_step(const StepStats& step) {

@@ -65,6 +65,8 @@ PreparedRequest ServedModel::prepare(const GenerationRequest& request,
                              request.params.logprobs >= 0, tokenizer_),
       .stream = request.stream,
       .include_usage = request.include_usage,
+      .prompt_tokens = 0,
+      .choices_per_prompt = request.n,
       .arrived = arrived};
   for (std::vector<int32_t>& prompt : prompts) {
     if (prompt.empty()) throw RequestError(400, "the prompt has no tokens", "prompt");

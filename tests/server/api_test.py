@@ -68,14 +68,19 @@ class Api(ProgramTest):
         self.assertEqual(ids["choices"][0]["text"], choice["text"])
 
     def test_stream_is_the_whole_answer_in_pieces(self):
-        fields = {"prompt": PROMPT, "max_tokens": 30, "seed": 5, "logprobs": 2, "n": 2}
+        for n in (2, 32):  # the latter's log-probabilities are put into words beside the I/O thread
+            with self.subTest(n=n):
+                self.check_stream(n)
+
+    def check_stream(self, n):
+        fields = {"prompt": PROMPT, "max_tokens": 30, "seed": 5, "logprobs": 2, "n": n}
         whole = self.server.complete(**fields)
         events = self.stream("/v1/completions", {**fields, "stream_options": {"include_usage": True}})
         self.assertEqual(events[-1]["choices"], [])
         self.assertEqual({**events[-1]["usage"], "prompt_tokens_details": None},
                          {**whole["usage"], "prompt_tokens_details": None})
         self.assertEqual(len({event["id"] for event in events}), 1)
-        for index in range(2):
+        for index in range(n):
             pieces = [c for event in events for c in event["choices"] if c["index"] == index]
             choice = whole["choices"][index]
             self.assertEqual("".join(piece["text"] for piece in pieces), choice["text"])
@@ -111,6 +116,11 @@ class Api(ProgramTest):
         second = self.server.complete(prompt, max_tokens=2)["usage"]
         self.assertEqual(first["prompt_tokens_details"]["cached_tokens"], 0)
         self.assertGreaterEqual(second["prompt_tokens_details"]["cached_tokens"], 32)
+        for n in (1, 4):
+            usage = self.server.complete([prompt, prompt], max_tokens=2, n=n)["usage"]
+            self.assertEqual(usage["prompt_tokens"], 2 * first["prompt_tokens"])
+            self.assertEqual(usage["prompt_tokens_details"], {
+                "cached_tokens": 2 * second["prompt_tokens_details"]["cached_tokens"]})
 
     def test_chat(self):
         messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": " Hello there "}]

@@ -1,6 +1,7 @@
 """Clients that vanish or dawdle, a cache too small, a device that fails, SIGTERM: the server and the others carry on."""
 
 import asyncio
+import http.client
 import json
 import signal
 import socket
@@ -55,6 +56,27 @@ class Vanishing(ProgramTest):
                 server.wait_idle()
                 made = server.metrics()["spinfer_generated_tokens_total"] - before
                 self.assertLess(made, 400, "it ran on for nobody")
+
+    def test_nothing_is_done_for_bodies_of_clients_that_have_gone(self):
+        with Server() as server:
+            before = server.memory()
+            body = http_post("/v1/completions", {"prompt": "word and word " * 290_000})  # 4 MB
+            for _ in range(100):
+                client = server.connect()
+                try:
+                    client.sendall(body)
+                except OSError:
+                    pass  # refused: enough wait
+                client.close()
+            self.assertLess(server.memory() - before, 300e6 * SLOWNESS)
+            start = time.monotonic()
+            while True:
+                status, _ = server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 2})
+                if status == 200:
+                    break
+                self.assertEqual(status, 429)
+                self.assertLess(time.monotonic() - start, 20 * SLOWNESS)
+            self.assertLess(time.monotonic() - start, 20 * SLOWNESS)
 
     def test_the_others_keep_their_latency(self):
         with Server("--deterministic") as server:
@@ -357,6 +379,28 @@ class TheEnd(ProgramTest):
         self.assertEqual(server.stop(signal.SIGINT), 130)
         self.assertLess(time.monotonic() - start, 10 * SLOWNESS)
         client.close()
+
+    def test_health_is_answered_all_the_while_it_gets_ready(self):
+        with Server(ready=False) as server:
+            statuses = []
+
+            def poll():
+                connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10 * SLOWNESS)
+                while True:
+                    connection.request("GET", "/health")
+                    response = connection.getresponse()
+                    response.read()
+                    statuses.append(response.status)
+                    if response.status == 200:
+                        return connection.close()
+
+            threads = [threading.Thread(target=poll) for _ in range(12)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            self.assertEqual(statuses.count(200), 12)
+            self.assertEqual(set(statuses) - {200, 503}, set())
 
     def test_while_loading_it_says_so_and_can_be_stopped(self):
         # Random weights would be slow enough to see; the demo model is not. Either answer is right, never another.

@@ -126,7 +126,7 @@ TEST(Requests, RefuseBadValuesOfSharedFields) {
       {"top_p", {"0", "1.01"}},
       {"top_k", {"-2", "1.5"}},
       {"min_p", {"2"}},
-      {"repetition_penalty", {"0", "-1", "1e-60"}},
+      {"repetition_penalty", {"0", "-1", "1e-60", "0.009", "1001"}},
       {"n", {"0", "129", "1e3"}},
       {"stream", {"1", R"("true")"}},
       {"stream_options", {"{}"}},  // without "stream"
