@@ -23,7 +23,7 @@ using ExchangePtr = std::shared_ptr<HttpExchange>;
 
 constexpr auto kFailureLinger = std::chrono::seconds(3);  // clients and probes see the 503 and its cause
 constexpr auto kCutOffLinger = std::chrono::seconds(1);   // for the last answers to be written
-constexpr size_t kMostQueuedBytes = size_t{64} << 20;     // of bodies that wait to be read and tokenized
+constexpr size_t kMostQueuedBytes = size_t{256} << 20;    // of bodies that wait to be read and tokenized
 constexpr std::string_view kModelsPath = "/v1/models";
 
 }  // namespace
