@@ -8,6 +8,7 @@
 #include "tokenizer/chat_template.h"
 #include "tokenizer/jinja_syntax.h"
 #include "tokenizer/jinja_value.h"
+#include "tokenizer/utf8.h"
 
 namespace spinfer::jinja {
 namespace {
@@ -105,7 +106,7 @@ Value joined(const List& items, const std::string& separator, int line) {
 }
 
 Value length(const Value& value, int line) {
-  if (value.string()) return {length_of(*value.string())};
+  if (value.string()) return {count_chars(*value.string())};
   if (value.list()) return {int64_t(value.list()->size())};
   if (value.dict()) return {int64_t(value.dict()->size())};
   if (value.undefined()) return {int64_t{0}};
@@ -212,7 +213,7 @@ Value string_method(const std::string& text, const std::string& name, const List
   if (name == "join") return joined(items_of(argument(arguments, 0), name, line), text, line);
   if (name == "find") {
     const size_t at = text.find(text_of(argument(arguments, 0), name, line));
-    return {at == std::string::npos ? int64_t{-1} : length_of(std::string_view(text).substr(0, at))};
+    return {at == std::string::npos ? int64_t{-1} : count_chars(std::string_view(text).substr(0, at))};
   }
   fail_at(line, fmt::format("method '{}' of a string is not supported", name));
 }

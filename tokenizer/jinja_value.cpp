@@ -153,8 +153,4 @@ std::string strip(std::string_view text, bool left, bool right, std::string_view
   return std::string(text);
 }
 
-int64_t length_of(std::string_view text) {
-  return std::ranges::count_if(text, [](char c) { return (uint8_t(c) & 0xc0) != 0x80; });
-}
-
 }  // namespace spinfer::jinja

@@ -82,7 +82,5 @@ inline constexpr size_t kMaxTextBytes = size_t{32} << 20;  ///< of one string, a
 
 /// The characters of `text` that are white space at its two ends (or `chars`) dropped.
 std::string strip(std::string_view text, bool left, bool right, std::string_view chars = " \t\n\r\v\f");
-/// How many characters of UTF-8.
-int64_t length_of(std::string_view text);
 
 }  // namespace spinfer::jinja

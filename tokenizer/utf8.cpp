@@ -1,5 +1,6 @@
 #include "tokenizer/utf8.h"
 
+#include <algorithm>
 #include <cstdint>
 
 namespace spinfer {
@@ -43,6 +44,10 @@ Utf8Char first_char(std::string_view text) {
     if (byte(i) < low || byte(i) > high) return {Utf8Char::kInvalid, i};
   }
   return {Utf8Char::kValid, length};
+}
+
+int64_t count_chars(std::string_view text) {
+  return std::ranges::count_if(text, [](char c) { return (uint8_t(c) & 0xc0) != 0x80; });
 }
 
 bool is_valid_utf8(std::string_view text) {

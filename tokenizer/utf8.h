@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -25,6 +26,9 @@ struct Utf8Char {
 Utf8Char first_char(std::string_view text);
 
 bool is_valid_utf8(std::string_view text);
+
+/// Characters that begin in `text`: of one in several pieces the first piece has it.
+int64_t count_chars(std::string_view text);
 
 /// `text` with ill-formed sequences replaced, one U+FFFD per maximal subpart.
 std::string replace_invalid_utf8(std::string_view text);

@@ -44,8 +44,8 @@ struct ApiServer::State {
   std::shared_ptr<const ServedModel> model;  // none while loading
   std::unordered_map<Ticket, Place> live;    // in the engine, or on the way there
   Ticket last_ticket = 0;
-  size_t queued = 0,
-         queued_bytes = 0;  // requests on the worker threads, or waiting for one, and their bodies
+  size_t queued = 0;        // requests on the worker threads, or waiting for one
+  size_t queued_bytes = 0;  // of their bodies
   std::function<void()> on_ready;
   std::optional<Clock::time_point> failed_since, drain_until, cut_off_since;
   EngineThread engine;  // last: its callbacks need the rest

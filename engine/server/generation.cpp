@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "tokenizer/utf8.h"
+
 namespace spinfer {
 namespace {
 
@@ -78,8 +80,7 @@ void Generation::stream_update(size_t index, Choice gained, bool ended) {
   if (gained.text.empty() && !ended) return;
   gained.logprobs = std::exchange(held, {});
   exchange_->send(request_.format.chunk(index, gained, characters_[index]));
-  characters_[index] +=
-      std::ranges::count_if(gained.text, [](char c) { return (uint8_t(c) & 0xc0) != 0x80; });
+  characters_[index] += count_chars(gained.text);
 }
 
 void Generation::complete() {

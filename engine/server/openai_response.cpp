@@ -43,10 +43,6 @@ std::string usage_text(const Usage& usage) {
       usage.cached_tokens);
 }
 
-int64_t characters(std::string_view text) {
-  return std::ranges::count_if(text, [](char c) { return (uint8_t(c) & 0xc0) != 0x80; });
-}
-
 /// A token as the key or item of a list of texts: one that is no text by itself is written as OpenAI does.
 std::string token_text(const std::string& bytes) {
   if (is_valid_utf8(bytes)) return bytes;
@@ -149,7 +145,7 @@ json AnswerFormat::completion_logprobs(const Choice& choice, int64_t text_offset
     tokens.push_back(token_text(bytes));
     numbers.push_back(finite(token.logprob));
     offsets.push_back(text_offset);
-    text_offset += characters(bytes);  // of several tokens' character the first has it
+    text_offset += count_chars(bytes);
     json top = json::object();
     for (const TopLogprob& entry : token.top)
       top[token_text(tokenizer_.piece_bytes(entry.id))] = finite(entry.logprob);
