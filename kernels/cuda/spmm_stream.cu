@@ -119,6 +119,10 @@ namespace spinfer::cuda::spmm {
 namespace {
 
 constexpr int kStartBarrier = 1;
+/// Where the feeding warp waits for the barriers of rings and X. Not the start barrier: the others stand in
+/// one place of the code there, and compute-sanitizer takes a second place for divergence.
+constexpr int kFeedBarrier = 2;
+constexpr int kFeedThreads = (kSpmmWarps + 2) * 32;
 
 /// Stage and phase of X as a multiplying warp sees them. A stage is let go one tile late: its last wgmma is
 /// then over.
@@ -426,16 +430,16 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
       ptx::barrier_init_fence();
       __syncwarp();
     }
-    const bool feeds = kFeedingWarp<kN> && warp == kSpmmWarps + 2;
-    if (!feeds) ptx::named_barrier_arrive(kStartBarrier, kThreads<kN>);  // X's barriers are there
+    ptx::named_barrier_arrive(kStartBarrier, kThreads<kN>);  // X's barriers are there
+    if (kFeedingWarp<kN> && warp == kSpmmWarps) ptx::named_barrier_arrive(kFeedBarrier, kFeedThreads);
     if constexpr (kSpareRegisters<kN>) ptx::registers_down<kSpareWarpRegisters>();
     if (warp == kSpmmWarps) {
       bring_x<kN>(p, &x_map, shared, lane);
     } else if (warp == kSpmmWarps + 1) {
       prepare_ends<kN>(p, shared, lane);
-    } else if (feeds) {
+    } else if (kFeedingWarp<kN> && warp == kSpmmWarps + 2) {
       const RunStart start = p.runs[int(blockIdx.x) * kSpmmWarps + lane % kSpmmWarps];
-      ptx::named_barrier(kStartBarrier, kThreads<kN>);  // the rings' barriers are there
+      ptx::named_barrier(kFeedBarrier, kFeedThreads);
       feed_rings<kN>(p, shared, start, lane);
     }
     return;
@@ -451,6 +455,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   }
   ptx::barrier_init_fence();
   __syncwarp();  // its barriers before the warp's copies
+  if (kFeedingWarp<kN>) ptx::named_barrier_arrive(kFeedBarrier, kFeedThreads);
   bring_first(p, start, map, policy);
   if (warp == 0) shared.table.fill(lane);
   const int begin = p.split.first_unit(int(blockIdx.x)), end = p.split.first_unit(int(blockIdx.x) + 1);
