@@ -61,6 +61,9 @@ Context::Context(const DeviceOptions& options)
   SPINFER_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   SPINFER_CUDA_CHECK(cublasCreate(&blas_));
   SPINFER_CUDA_CHECK(cublasSetStream(blas_, stream_));
+  // As dense_linear.cpp asks of cuBLASLt: parts of a split sum are added in fp32.
+  SPINFER_CUDA_CHECK(cublasSetMathMode(
+      blas_, cublasMath_t(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
   SPINFER_CUDA_CHECK(cublasLtCreate(&lt_));
   blas_workspace_ = allocate(kBlasWorkspaceBytes);
   SPINFER_CUDA_CHECK(cublasSetWorkspace(blas_, blas_workspace_, kBlasWorkspaceBytes));

@@ -105,8 +105,12 @@ class LtProblem {
     SPINFER_CUDA_CHECK(cublasLtMatmulPreferenceCreate(&preference));
     const size_t workspace = Context::kBlasWorkspaceBytes;
     const uint32_t bytes = uint32_t(alignment);
+    // Parts of a split sum are not rounded to fp16 before they are added (the op contract, kernels/ops.h).
+    const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     SPINFER_CUDA_CHECK(cublasLtMatmulPreferenceSetAttribute(
         preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace));
+    SPINFER_CUDA_CHECK(cublasLtMatmulPreferenceSetAttribute(
+        preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions));
     for (const auto attribute :
          {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
           CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
