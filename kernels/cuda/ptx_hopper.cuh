@@ -101,6 +101,13 @@ __device__ inline void copy_bulk(uint32_t shared, const void* global, uint32_t b
       "l"(global), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
 }
+/// 16 bytes. `copies_arrive` arrives at `barrier` when all that this thread has copied so are there.
+__device__ inline void copy_16(uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+__device__ inline void copies_arrive(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
 /// Brings a tensor map, a kernel parameter, near before its first use.
 __device__ inline void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

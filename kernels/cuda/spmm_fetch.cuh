@@ -269,10 +269,35 @@ __device__ inline void feed_rings(const Problem& p, SharedMap<kN>& shared, const
   }
 }
 
-/// Arrivals of a warp at X's barriers: one, or where ordinary stores bring X all its lanes', each for its own
-/// accesses (racecheck follows nothing less).
-__device__ inline uint32_t x_arrivals(const Problem& p) {
+/// Arrivals of a warp that has read a stage of X: one, or where ordinary stores bring X all its lanes', each
+/// for its own accesses (racecheck follows nothing less).
+__device__ inline uint32_t x_readers(const Problem& p) {
   return p.x_by_copy ? 1 : 32;
+}
+/// Arrivals that fill a stage: one beside the bytes of bulk copies, otherwise each lane's of the producer warp.
+template <int kN>
+__device__ inline uint32_t x_writers(const Problem& p) {
+  return kUseWgmma<kN> && p.x_by_copy ? 1 : 32;
+}
+
+/// By the producer warp, for mma.sync: `count` blocks of X to a stage `to`, 16 bytes a lane and instruction;
+/// `from` is where the first token's begin, a token has `row` halves. What lies in the rows of tokens that do
+/// not exist touches no other token. A bulk copy a token takes longer to start.
+template <int kN>
+__device__ inline void copy_rows(const __half* from, int64_t row, int n, uint32_t to, int count, uint32_t full,
+                                 int lane) {
+  constexpr int kVectors = kBlockColumns / 8, kTokens = 32 / kVectors;  // of a token and block; at a time
+  const int token = lane / kVectors;
+  from += token * row + lane % kVectors * 8;
+  to += token * kXPitch + lane % kVectors * 16;
+#pragma unroll
+  for (int t = 0; t < kN; t += kTokens, from += kTokens * row, to += kTokens * kXPitch) {
+    if (t + token >= n) break;
+#pragma unroll
+    for (int b = 0; b < kMaxChunkBlocks; ++b)
+      if (b < count) ptx::copy_16(to + b * (kBlockColumns * 2), from + b * kBlockColumns);
+  }
+  ptx::copies_arrive(full);
 }
 
 /// The producer warp: brings X, stage by stage, for all units of the block.
@@ -281,7 +306,6 @@ __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedM
   const int begin = p.split.first_unit(int(blockIdx.x));
   const int units = p.split.first_unit(int(blockIdx.x) + 1) - begin;
   ChunkWalk walk(p, begin - p.split.team_of(begin) * p.shape.chunks);
-  const uint64_t policy = ptx::evict_normal_policy();
   int stage = 0;
   uint32_t parity = 1;  // the stages begin empty
   bool first = true;    // X is not there before the grids before this one are done
@@ -296,19 +320,12 @@ __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedM
       if (first) ptx::wait_for_previous_grids();
       first = false;
       if (p.x_by_copy) {
-        if (ptx::elect_one()) {
-          if constexpr (kUseWgmma<kN>) {
-            ptx::barrier_arrive_expect(full, count * kN * 128);
-            for (int i = 0; i < count; ++i)
-              ptx::copy_box(ptx::shared_address(to + i * kN * 128), map, (block + i) * kBlockColumns, 0,
-                            full);
-          } else {  // what lies in the rows of tokens that do not exist touches no other token
-            ptx::barrier_arrive_expect(full, p.n * count * 128);
-            const __half* from = p.x + block * kBlockColumns;
-#pragma unroll 1
-            for (int token = 0; token < p.n; ++token, from += p.shape.k)
-              ptx::copy_bulk(ptx::shared_address(to + token * kXPitch), from, count * 128, full, policy);
-          }
+        if constexpr (!kUseWgmma<kN>) {
+          copy_rows<kN>(p.x + block * kBlockColumns, p.shape.k, p.n, ptx::shared_address(to), count, full, lane);
+        } else if (ptx::elect_one()) {
+          ptx::barrier_arrive_expect(full, count * kN * 128);
+          for (int i = 0; i < count; ++i)
+            ptx::copy_box(ptx::shared_address(to + i * kN * 128), map, (block + i) * kBlockColumns, 0, full);
         }
       } else {
         for (int i = lane; i < count * kN * kBlockColumns; i += 32) {

@@ -51,7 +51,7 @@ struct Problem {
   SpmmSplit split;
   int x_blocks;  // of X in a stage; a chunk's stages are about even
   int n;
-  bool x_by_copy;   // X by bulk copies; otherwise element by element
+  bool x_by_copy;   // X by asynchronous copies; otherwise element by element
   const __half* x;  // [n][k]
   Epilogue epilogue;
   bool slow_activation;  // what is more than a comparison with `lowest`
@@ -74,9 +74,8 @@ inline constexpr int kXBlocks = x_room(kN);
 inline constexpr int kXStages = 3;
 
 /// What multiplies a stage of X, and how it lies there. For few tokens mma.sync, so that warps need not meet:
-/// a row a token, whose pitch keeps ldmatrix free of bank conflicts, brought by plain copies: a tensor map
-/// would have to be fetched first, and X would come behind the first weights. Otherwise wgmma: blocks of 64
-/// columns, [token][64 columns], 128-byte swizzle, by tensor copies.
+/// a row a token, whose pitch keeps ldmatrix free of bank conflicts, brought 16 bytes a lane. Otherwise
+/// wgmma: blocks of 64 columns, [token][64 columns], 128-byte swizzle, by tensor copies.
 constexpr bool uses_wgmma(int n_tile) {
   return n_tile >= 32;
 }

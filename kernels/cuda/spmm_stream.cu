@@ -16,9 +16,9 @@
 //           by chunk: by the warp itself (OwnFeed), or as it tells the feeding warp (FeedingWarp). It enters
 //           a chunk while it still multiplies the one before: only the streams' tracks and places change
 //           there. Half a block's values are on their way from shared memory while
-//           the half before is multiplied, its table entries while that one is assembled. X: bulk copies
-//           on an mbarrier ring. n ≤ 16: mma.sync with ldmatrix, warps need not meet, products half a
-//           block late; n > 16: wgmma, X is read by the tensor cores. Where a warp's run begins stands in a
+//           the half before is multiplied, its table entries while that one is assembled. X: an mbarrier
+//           ring. n ≤ 16: mma.sync with ldmatrix, warps need not meet, products half a block late, X by
+//           asynchronous copies of 16 bytes; n > 16: wgmma, X by tensor copies, read by the tensor cores. Where a warp's run begins stands in a
 //           table (RunStart). Weights stream before griddepcontrol.wait; X, residual, y, partial sums and a
 //           norm's moments are touched after it. Until X is there a warp has one piece under way at a time:
 //           the queues of memory are everybody's.
@@ -39,7 +39,9 @@
 //           instructions: it waits for the ALU pipe and for dispatch instead. Of the loop's instructions 12
 //           a nibble are the decoder's; a quarter of its time is refills and borders of chunks. wgmma waits
 //           for the slowest of four warps: an eighth of the time at n = 32. Each step of n brings X's bytes:
-//           at n = 64 they are two thirds of the weights'. Small matrices: of a 4096×4096's 9 µs (50 %, n =
+//           at n = 64 they are two thirds of the weights'. Power: 640 W at n = 8 and 700, the limit, at n = 32;
+//           at 64 and 96 the clock falls from 1.98 to 1.80 and 1.67 GHz ("power" in the steps' file), and in
+//           whole models from 16 tokens on now and then. Small matrices: of a 4096×4096's 9 µs (50 %, n =
 //           8) 2.2 pass between the last block of the launch before and X, 4 multiply, some 2 are the split's
 //           sums.
 //
@@ -101,10 +103,20 @@
 //   the next chunk's head read a block early: 1 to 3 % slower
 //   a warp that refills all rings, a lane a ring: n = 64 and 96 3 % faster, n = 32 the same, n = 8 and 16 1 %
 //   slower at 50 %, n = 8 1 % faster above. Records too: 3 % faster at n = 64 and 96, n = 8 and 16 up to 3 %
-//   slower: pieces wait for the warp to come round
+//   slower: pieces wait for the warp to come round. Naps of 100 and 300 ns instead of 32: no difference
+//   wgmma among the next half's instructions, in three orders, as what paid for mma.sync: 1 to 4 % slower at
+//   n = 32, 2 to 7 % at 64 and 96 (ptxas puts warpgroup.arrive right before the first wgmma whatever comes
+//   before; an eighth of the loop at n = 32 and a seventh at 96 wait there for the slowest of four warps)
+//   n = 128 here with the feeding warp instead of in the prefill kernel: 83.1 / 88.5 → 81.0 / 79.4, but
+//   28672×8192 127.8 / 129.6 → 129.9 / 130.8 and 22016×4096 53.5 / 51.9 → 63.0 / 61.6
+//   X value by value (the buffer held NaNs before), where a linear makes it, by X's warp: a step of 8 / 16
+//   tokens of LLaMA-2-7B 2.58 / 2.90 → 2.64 / 3.11 ms: looking at 16 tokens' values takes a microsecond a time
+//   X of few tokens by copies of 16 bytes instead of a bulk copy a token (12288×4096, 50 %, n = 8 and 16):
+//   18.3 and 19.8 → 18.1 and 19.4
 // Next: three warps a scheduler with a feeding warp (alone, they issue in 76 % of the loop's slots at n = 32,
-// but a sixth more instructions); longer naps of the feeding warp, which polls in a third of its scheduler's
-// slots; one for rings and one for records, which may suit few tokens too; a decoder that reads less of
+// but a sixth more instructions); one for rings and one for records, which may suit few tokens too; eight
+// warps that share a strip's columns, so that small matrices' sums meet in shared memory, with X for all
+// columns in each block (multicast in a cluster, or L2 is the limit); a decoder that reads less of
 // shared memory: with the table 8 wavefronts a tile, without it 4 and three instructions more
 // (strip_decoder.cuh), or of each for one tier; chunks cut to the grid: 13 of 5120×5120's 260 units make runs
 // of 14 blocks where 12.1 would be even.
@@ -132,7 +144,7 @@ struct XStage {
   int stage = 0;
   uint32_t parity = 0;
   uint32_t used = 0;    // x_empty of the stage still to be let go, or 0
-  bool by_all = false;  // every lane arrives, see x_arrivals
+  bool by_all = false;  // every lane arrives, see x_readers
 
   __device__ void wait() const { ptx::barrier_wait(full + 8 * stage, parity); }
   __device__ void let_go(int lane) {
@@ -419,8 +431,8 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
       if (lane == 0) {
         if (kUseWgmma<kN> && p.x_by_copy) ptx::prefetch_map(&x_map);
         for (int i = 0; i < kXStages; ++i) {
-          ptx::barrier_init(ptx::shared_address(&shared.x_full[i]), x_arrivals(p));
-          ptx::barrier_init(ptx::shared_address(&shared.x_empty[i]), kSpmmWarps * x_arrivals(p));
+          ptx::barrier_init(ptx::shared_address(&shared.x_full[i]), x_writers<kN>(p));
+          ptx::barrier_init(ptx::shared_address(&shared.x_empty[i]), kSpmmWarps * x_readers(p));
         }
       }
       ptx::barrier_init_fence();
