@@ -274,7 +274,8 @@ __device__ inline void feed_rings(const Problem& p, SharedMap<kN>& shared, const
 __device__ inline uint32_t x_readers(const Problem& p) {
   return p.x_by_copy ? 1 : 32;
 }
-/// Arrivals that fill a stage: one beside the bytes of bulk copies, otherwise each lane's of the producer warp.
+/// Arrivals that fill a stage: one beside the bytes of bulk copies, otherwise each lane's of the producer
+/// warp.
 template <int kN>
 __device__ inline uint32_t x_writers(const Problem& p) {
   return kUseWgmma<kN> && p.x_by_copy ? 1 : 32;
@@ -284,8 +285,8 @@ __device__ inline uint32_t x_writers(const Problem& p) {
 /// `from` is where the first token's begin, a token has `row` halves. What lies in the rows of tokens that do
 /// not exist touches no other token. A bulk copy a token takes longer to start.
 template <int kN>
-__device__ inline void copy_rows(const __half* from, int64_t row, int n, uint32_t to, int count, uint32_t full,
-                                 int lane) {
+__device__ inline void copy_rows(const __half* from, int64_t row, int n, uint32_t to, int count,
+                                 uint32_t full, int lane) {
   constexpr int kVectors = kBlockColumns / 8, kTokens = 32 / kVectors;  // of a token and block; at a time
   const int token = lane / kVectors;
   from += token * row + lane % kVectors * 8;
@@ -321,7 +322,8 @@ __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedM
       first = false;
       if (p.x_by_copy) {
         if constexpr (!kUseWgmma<kN>) {
-          copy_rows<kN>(p.x + block * kBlockColumns, p.shape.k, p.n, ptx::shared_address(to), count, full, lane);
+          copy_rows<kN>(p.x + block * kBlockColumns, p.shape.k, p.n, ptx::shared_address(to), count, full,
+                        lane);
         } else if (ptx::elect_one()) {
           ptx::barrier_arrive_expect(full, count * kN * 128);
           for (int i = 0; i < count; ++i)

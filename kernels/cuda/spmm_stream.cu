@@ -15,13 +15,13 @@
 // Pipeline  A warp's ring is refilled by bulk copies as the heads say (StripCursor::pass), its records chunk
 //           by chunk: by the warp itself (OwnFeed), or as it tells the feeding warp (FeedingWarp). It enters
 //           a chunk while it still multiplies the one before: only the streams' tracks and places change
-//           there. Half a block's values are on their way from shared memory while
-//           the half before is multiplied, its table entries while that one is assembled. X: an mbarrier
-//           ring. n ≤ 16: mma.sync with ldmatrix, warps need not meet, products half a block late, X by
-//           asynchronous copies of 16 bytes; n > 16: wgmma, X by tensor copies, read by the tensor cores. Where a warp's run begins stands in a
-//           table (RunStart). Weights stream before griddepcontrol.wait; X, residual, y, partial sums and a
-//           norm's moments are touched after it. Until X is there a warp has one piece under way at a time:
-//           the queues of memory are everybody's.
+//           there. Half a block's values are on their way from shared memory while the half before is
+//           multiplied, its table entries while that one is assembled. X: an mbarrier ring. n ≤ 16: mma.sync
+//           with ldmatrix, warps need not meet, products half a block late, X by asynchronous copies of 16
+//           bytes; n > 16: wgmma, X by tensor copies, read by the tensor cores. Where a warp's run begins
+//           stands in a table (RunStart). Weights stream before griddepcontrol.wait; X, residual, y, partial
+//           sums and a norm's moments are touched after it. Until X is there a warp has one piece under way
+//           at a time: the queues of memory are everybody's.
 // Split     A team's sums are added in block order (spmm_split.h): bitwise reproducible. Neither cut nor grid
 //           depends on n, so a token's result depends on the batch only where n chooses another way to
 //           multiply; a deterministic context therefore chooses one for all n.
@@ -34,16 +34,16 @@
 // Measured  README.md has the table, scripts/results/h200_linear_large.json and h200_linear_small.json the
 //           figures: one H200, weights cold, ratio to the better of cublasGemmEx and autotuned cublasLt.
 // Limits    50 %, n = 8: bytes (84 % of the floor at 12288×12288). Above: 14 to 15 clocks a tile, of which
-//           shared memory has 11 to 12 wavefronts (8 of decoding, 2 of X at n = 16 and 32, 1.5 of copies)
-//           and the issue slots 62 %. A third warp a scheduler raises that to 69 % and costs as much in
-//           instructions: it waits for the ALU pipe and for dispatch instead. Of the loop's instructions 12
-//           a nibble are the decoder's; a quarter of its time is refills and borders of chunks. wgmma waits
-//           for the slowest of four warps: an eighth of the time at n = 32. Each step of n brings X's bytes:
-//           at n = 64 they are two thirds of the weights'. Power: 640 W at n = 8 and 700, the limit, at n = 32;
-//           at 64 and 96 the clock falls from 1.98 to 1.80 and 1.67 GHz ("power" in the steps' file), and in
-//           whole models from 16 tokens on now and then. Small matrices: of a 4096×4096's 9 µs (50 %, n =
-//           8) 2.2 pass between the last block of the launch before and X, 4 multiply, some 2 are the split's
-//           sums.
+//           shared memory has 11 to 12 wavefronts (8 of decoding, 2 of X at n = 16 and 32, 1.5 of copies) and
+//           the issue slots 62 %. A third warp a scheduler raises that to 69 % and costs as much in
+//           instructions: it waits for the ALU pipe and for dispatch instead. Of the loop's instructions 12 a
+//           nibble are the decoder's; a quarter of its time is refills and borders of chunks. wgmma waits for
+//           the slowest of four warps: an eighth of the time at n = 32. Each step of n brings X's bytes: at n
+//           = 64 they are two thirds of the weights'. Power: 640 W at n = 8 and 700, the limit, at n = 32; at
+//           64 and 96 the clock falls from 1.98 to 1.80 and 1.67 GHz ("power" in the steps' file), and in
+//           whole models at batch 16 and 32 it dips at times. Small matrices: of a 4096×4096's 9 µs (50 %, n
+//           = 8) 2.2 pass between the last block of the launch before and X, 4 multiply, some 2 are the
+//           split's sums.
 //
 // What was tried (12288×12288, µs at 50 % / 70 %; n = 8 unless said; h200_decode_steps.json from "two tiers"
 // on):
@@ -104,15 +104,16 @@
 //   a warp that refills all rings, a lane a ring: n = 64 and 96 3 % faster, n = 32 the same, n = 8 and 16 1 %
 //   slower at 50 %, n = 8 1 % faster above. Records too: 3 % faster at n = 64 and 96, n = 8 and 16 up to 3 %
 //   slower: pieces wait for the warp to come round. Naps of 100 and 300 ns instead of 32: no difference
+//   beyond the GPU's own
 //   wgmma among the next half's instructions, in three orders, as what paid for mma.sync: 1 to 4 % slower at
-//   n = 32, 2 to 7 % at 64 and 96 (ptxas puts warpgroup.arrive right before the first wgmma whatever comes
+//   n = 32, up to 7 % at 64 and 96 (ptxas puts warpgroup.arrive right before the first wgmma whatever comes
 //   before; an eighth of the loop at n = 32 and a seventh at 96 wait there for the slowest of four warps)
-//   n = 128 here with the feeding warp instead of in the prefill kernel: 83.1 / 88.5 → 81.0 / 79.4, but
-//   28672×8192 127.8 / 129.6 → 129.9 / 130.8 and 22016×4096 53.5 / 51.9 → 63.0 / 61.6
+//   n = 128 here with the feeding warp, in the prefill kernel 83.2 / 90.4, here 81.0 / 79.7; but 28672×8192
+//   127.8 / 130.5 → 131.5 / 132.6 and 22016×4096 53.5 / 51.9 → 63.3 / 61.8
 //   X value by value (the buffer held NaNs before), where a linear makes it, by X's warp: a step of 8 / 16
-//   tokens of LLaMA-2-7B 2.58 / 2.90 → 2.64 / 3.11 ms: looking at 16 tokens' values takes a microsecond a time
+//   tokens of LLaMA-2-7B 2.58 / 2.90 → 2.64 / 3.11 ms: to look at 16 tokens' values once takes a microsecond
 //   X of few tokens by copies of 16 bytes instead of a bulk copy a token (12288×4096, 50 %, n = 8 and 16):
-//   18.3 and 19.8 → 18.1 and 19.4
+//   18.3 and 19.9 → 18.1 and 19.5
 // Next: three warps a scheduler with a feeding warp (alone, they issue in 76 % of the loop's slots at n = 32,
 // but a sixth more instructions); one for rings and one for records, which may suit few tokens too; eight
 // warps that share a strip's columns, so that small matrices' sums meet in shared memory, with X for all
