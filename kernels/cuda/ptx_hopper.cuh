@@ -101,10 +101,7 @@ __device__ inline void copy_bulk(uint32_t shared, const void* global, uint32_t b
       "l"(global), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
 }
-/// 16 bytes. `copies_arrive` arrives at `barrier` when all that this thread has copied so are there.
-__device__ inline void copy_16(uint32_t shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
-}
+/// Arrives at `barrier` when all that this thread has copied by copy_async_16 (ptx.cuh) is there.
 __device__ inline void copies_arrive(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }

@@ -285,7 +285,7 @@ __device__ inline uint32_t x_writers(const Problem& p) {
 /// `from` is where the first token's begin, a token has `row` halves. What lies in the rows of tokens that do
 /// not exist touches no other token. A bulk copy a token takes longer to start.
 template <int kN>
-__device__ inline void copy_rows(const __half* from, int64_t row, int n, uint32_t to, int count,
+__device__ inline void copy_rows(const __half* from, int64_t row, int n, uint8_t* to, int count,
                                  uint32_t full, int lane) {
   constexpr int kVectors = kBlockColumns / 8, kTokens = 32 / kVectors;  // of a token and block; at a time
   const int token = lane / kVectors;
@@ -296,7 +296,7 @@ __device__ inline void copy_rows(const __half* from, int64_t row, int n, uint32_
     if (t + token >= n) break;
 #pragma unroll
     for (int b = 0; b < kMaxChunkBlocks; ++b)
-      if (b < count) ptx::copy_16(to + b * (kBlockColumns * 2), from + b * kBlockColumns);
+      if (b < count) ptx::copy_async_16(to + b * (kBlockColumns * 2), from + b * kBlockColumns, 16);
   }
   ptx::copies_arrive(full);
 }
@@ -322,8 +322,7 @@ __device__ inline void bring_x(const Problem& p, const CUtensorMap* map, SharedM
       first = false;
       if (p.x_by_copy) {
         if constexpr (!kUseWgmma<kN>) {
-          copy_rows<kN>(p.x + block * kBlockColumns, p.shape.k, p.n, ptx::shared_address(to), count, full,
-                        lane);
+          copy_rows<kN>(p.x + block * kBlockColumns, p.shape.k, p.n, to, count, full, lane);
         } else if (ptx::elect_one()) {
           ptx::barrier_arrive_expect(full, count * kN * 128);
           for (int i = 0; i < count; ++i)
