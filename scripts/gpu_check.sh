@@ -3,32 +3,41 @@
 #
 #   scripts/gpu_check.sh [--bin DIR] [--out DIR] [--archive FILE] [--only PART,…]
 #
-# --bin      folder of the built programs (default: build). A folder with gpu_tests, cuda_ops_tests, engine_gpu_tests and
-#            gpu_linear_bench side by side does too, for machines that cannot build the tree.
-# --out      where results go (default: $OUT, else gpu_check_results): NAME.json of each bench, summary.txt, logs/
+# --bin      folder of the built programs (default: build; in what scripts/gpu_bundle.sh packs, bin)
+# --assets   folder of tokenizers and traces for the serving checks, and of the tests' larger models (default: $SPINFER_ASSETS,
+#            else ../shared/assets; in a bundle, its own)
+# --out      where results go (default: $OUT, else gpu_check_results): NAME.json of each bench, summary.txt, logs/;
+#            `scripts/readme_figures.py --take` puts them where h200_NAME.json stand
 # --archive  a .tar.gz of all that, rewritten after every part
 # --only     some of tests,large,prefill,small,baselines,sanitizer (the default, in this order) and paper (the 31 matrices
 #            of Figure 10, with SMBD), cusparse, fused; engine (whole models against the CPU), latency (whole models, sparse
-#            and dense; needs the program itself, spinfer)
-# Exit status 0 only if every part passed. SPINFER_COMMIT names the commit where .git is not there.
+#            and dense); serving (scripts/serving_check.py); hf (scripts/hf_agreement.py: torch, transformers); two_gpus
+#            (scripts/tensor_parallel_check.py)
+# Exit status 0 only if every part passed. SPINFER_COMMIT names the commit where neither .git nor a bundle's COMMIT does.
 set -uo pipefail
+from=$PWD
 cd "$(dirname "$0")/.."
+absolute() { case $1 in /*) echo "$1" ;; *) echo "$from/$1" ;; esac }
 
-bin=build out=${OUT:-gpu_check_results} archive='' only=tests,large,prefill,small,baselines,sanitizer
+bin=build assets=${SPINFER_ASSETS:-../shared/assets} out=${OUT:-gpu_check_results} archive=''
+[ ! -f COMMIT ] || bin=bin assets=assets
+only=tests,large,prefill,small,baselines,sanitizer
 while [ $# -gt 0 ]; do
   case $1 in
-    --bin) bin=$2; shift 2 ;;
-    --out) out=$2; shift 2 ;;
-    --archive) archive=$2; shift 2 ;;
+    --bin) bin=$(absolute "$2"); shift 2 ;;
+    --assets) assets=$(absolute "$2"); shift 2 ;;
+    --out) out=$(absolute "$2"); shift 2 ;;
+    --archive) archive=$(absolute "$2"); shift 2 ;;
     --only) only=$2; shift 2 ;;
     *) echo "gpu_check.sh: unknown argument $1 (see the head of the script)" >&2; exit 2 ;;
   esac
 done
 mkdir -p "$out/logs"
 logs=$out/logs
-commit=${SPINFER_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}
+commit=${SPINFER_COMMIT:-$(cat COMMIT 2>/dev/null || git rev-parse --short HEAD 2>/dev/null || echo unknown)}
+export SPINFER_COMMIT=$commit SPINFER_SOURCE_DIR=$PWD SPINFER_ASSETS=$assets
 find_program() {
-  for p in "$bin/$1" "$bin/tests/kernels/$1" "$bin/tests/engine/$1" "$bin/kernels/bench/$1"; do
+  for p in "$bin/$1" "$bin/tests/kernels/$1" "$bin/tests/engine/$1" "$bin/kernels/bench/$1" "$bin/kernels/$1"; do
     [ -x "$p" ] && echo "$p" && return
   done
   echo "$bin/$1"
@@ -67,13 +76,13 @@ PY
     note "bench $name" "done"
   else failed+=("bench $name"); note "bench $name" "FAILED: $(tail -1 "$logs/$name.log")"; fi
 }
-if wanted large; then run_bench large --shapes large -N 1,8,16,32,64 --sparsity 0.4,0.5,0.6,0.7; fi
-if wanted prefill; then run_bench prefill --shapes large -N 128,256,512,1024,2048 --sparsity 0.5,0.6,0.7 --kernel fused,scratch; fi
-if wanted small; then run_bench small --shapes 4096x4096,5120x5120,4096x11008,11008x4096,8192x8192 -N 8,16,32 --sparsity 0.5,0.6,0.7; fi
-if wanted baselines; then run_bench baselines --shapes 4096x4096,12288x12288,28672x8192,8192x28672 -N 8,16,32 --sparsity 0.5,0.6 --kernel smbd,auto; fi
-if wanted paper; then run_bench paper --shapes paper -N 8,16,32 --sparsity 0.4,0.5,0.6,0.7 --kernel smbd,auto; fi
-if wanted cusparse; then run_bench cusparse --shapes 4096x4096,8192x8192 -N 8,16,32 --sparsity 0.5,0.7 --kernel cusparse,auto; fi
-if wanted fused; then run_bench fused_shapes --shapes fused -N 8,16,32 --sparsity 0.5,0.6,0.7; fi
+if wanted large; then run_bench linear_large --shapes large -N 1,8,16,32,64 --sparsity 0.4,0.5,0.6,0.7; fi
+if wanted prefill; then run_bench linear_prefill --shapes large -N 128,256,512,1024,2048 --sparsity 0.5,0.6,0.7 --kernel fused,scratch; fi
+if wanted small; then run_bench linear_small --shapes 4096x4096,5120x5120,4096x11008,11008x4096,8192x8192 -N 8,16,32 --sparsity 0.5,0.6,0.7; fi
+if wanted baselines; then run_bench linear_baselines --shapes 4096x4096,12288x12288,28672x8192,8192x28672 -N 8,16,32 --sparsity 0.5,0.6 --kernel smbd,auto; fi
+if wanted paper; then run_bench linear_paper --shapes paper -N 8,16,32 --sparsity 0.4,0.5,0.6,0.7 --kernel smbd,auto; fi
+if wanted cusparse; then run_bench linear_cusparse --shapes 4096x4096,8192x8192 -N 8,16,32 --sparsity 0.5,0.7 --kernel cusparse,auto; fi
+if wanted fused; then run_bench linear_fused_shapes --shapes fused -N 8,16,32 --sparsity 0.5,0.6,0.7; fi
 
 run_latency() {  # name of the result, model, then arguments of `spinfer bench latency`
   local name=latency_$1 model=$2; shift 2
@@ -103,6 +112,31 @@ fi
 if wanted engine; then
   if timeout 120 "$(find_program engine_gpu_tests)" >"$logs/engine.log" 2>&1; then note engine "$(grep -c '^\[       OK' "$logs/engine.log") passed"
   else failed+=(engine); note engine "FAILED: $(grep -m3 'Failure' -A12 "$logs/engine.log" | head -30)"; fi
+fi
+
+
+model_directory() {  # name in configs/models; a folder with that config and a LLaMA tokenizer, for servers with random weights
+  local directory=$logs/model_$1
+  mkdir -p "$directory"
+  cp "$assets"/tokenizers/llama2/* "$directory/" && cp "configs/models/$1.json" "$directory/config.json" && echo "$directory"
+}
+run_script() {  # name of the part, seconds, then a script and its arguments
+  local name=$1 limit=$2; shift 2
+  if timeout "$limit" python3 -B "$@" >"$logs/$name.log" 2>&1; then note "$name" "$(tail -1 "$logs/$name.log")"
+  else failed+=("$name"); note "$name" "FAILED: $(grep FAILED "$logs/$name.log" || tail -1 "$logs/$name.log")"; fi
+}
+trace=$assets/traces/AzureLLMInferenceTrace_conv.csv
+if wanted serving; then
+  run_script serving 200 scripts/serving_check.py -o "$out" --program "$(find_program spinfer)" --trace "$trace" \
+    --config "$(model_directory llama-2-7b)/config.json"
+fi
+if wanted hf; then
+  run_script hf 300 scripts/hf_agreement.py --spinfer "$(find_program spinfer)" --out "$out/hf_agreement.json"
+fi
+if wanted two_gpus; then
+  run_script two_gpus 400 scripts/tensor_parallel_check.py -o "$out" --bin "$bin" --trace "$trace" \
+    --config "$(model_directory llama-2-70b)/config.json" --fault-config configs/models/llama-2-7b.json \
+    --only "${SPINFER_TWO_GPU_PARTS:-tests,all_reduce,faults,serve,checkpoint,load,latency}"
 fi
 
 echo "== geometric mean of the speed-up over the better cuBLAS, by kernel, n and sparsity =="

@@ -3,6 +3,7 @@
 
     scripts/readme_figures.py            rewrites them
     scripts/readme_figures.py --check    says what differs from the files; exit status 1 if anything does (a test runs this)
+    scripts/readme_figures.py --take DIR first puts what scripts/gpu_check.sh left in DIR, NAME.json, in the place of h200_NAME.json
 
 What lies between `<!-- figures: NAME -->` and `<!-- end of figures -->` is written by the function NAME below and by nobody
 else: change the sentence here, the number by measuring again.
@@ -319,8 +320,11 @@ def tensor_parallel_faults():
 
 
 def tensor_parallel_serve():
-    lines = []
-    for measurement in load("h200_tp_serve.json")["measurements"]:
+    file, lines = load("h200_tp_serve.json"), []
+    # What scripts/tensor_parallel_check.py writes, or what was kept of what it printed.
+    whole = {"commit": file.get("commit"),
+             "runs": [{"weights": side, **run} for side in ("sparse", "dense") for run in file.get(side, {}).get("runs", [])]}
+    for measurement in file.get("measurements", [whole]):
         for run in measurement["runs"]:
             rate = "all at once" if run["request_rate"] == "inf" else run["request_rate"]
             lines.append([measurement["commit"], run["weights"], rate, run["completed"], f"{run['output_throughput']:.0f}",
@@ -423,6 +427,20 @@ BLOCKS = {block.__name__: block for block in (
     serving_offline, serving_http, pruning, goals)}
 
 
+def take(results):
+    """Replaces result files by those of a check on a GPU. All of them of one commit, a clean one."""
+    found = {path: RESULTS / f"h200_{path.name}" for path in sorted(results.glob("*.json*"))}
+    found = {path: target for path, target in found.items() if target.exists()}
+    documents = {path: [json.loads(line) for line in path.read_text().splitlines()] if path.suffix == ".jsonl"
+                 else [json.loads(path.read_text())] for path in found}
+    commit = one_commit(*(document for several in documents.values() for document in several)) if found else ""
+    if not re.fullmatch("[0-9a-f]{7,40}", commit):
+        raise SystemExit(f"{results}: no results of a commit ({commit or 'no files'})")
+    for path, target in found.items():
+        target.write_bytes(path.read_bytes())
+        print(f"{target.relative_to(ROOT)}: now of {commit}")
+
+
 def write_blocks(text):
     """The README with all blocks written anew, and the blocks' names."""
     names = []
@@ -441,7 +459,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing, fail if a figure is not its file's")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--take", metavar="DIR", type=Path, help="put the results there first")
     args = parser.parse_args()
+    if args.take:
+        take(args.take)
     old = args.readme.read_text()
     new, names = write_blocks(old)
     if not names:

@@ -9,6 +9,7 @@
 
 #include "kernels/backend.h"
 #include "tests/engine/engine_fixture.h"
+#include "tests/test_paths.h"
 
 namespace spinfer {
 namespace {
@@ -113,8 +114,8 @@ TEST_P(EngineGolden, LogprobsAndGreedyTokensOfAllCasesAtOnce) {
 }
 
 std::vector<Golden> golden_models() {
-  const fs::path random = fs::path(SPINFER_ASSETS) / "hf_goldens",
-                 trained = fs::path(SPINFER_SOURCE_DIR) / "tests/data";
+  const fs::path random = test::assets_directory() / "hf_goldens",
+                 trained = test::source_directory() / "tests/data";
   std::vector<Golden> all;
   const auto add = [&](int tp, const char* device) {
     for (const char* model :
@@ -140,8 +141,8 @@ INSTANTIATE_TEST_SUITE_P(Models, EngineGolden, testing::ValuesIn(golden_models()
 class EngineStories : public testing::Test {
  protected:
   void SetUp() override {
-    dir_ = fs::path(SPINFER_ASSETS) / "models" / "stories260K-hf";
-    if (!fs::exists(dir_)) GTEST_SKIP() << "no test assets at " << SPINFER_ASSETS;
+    dir_ = test::assets_directory() / "models" / "stories260K-hf";
+    if (!fs::exists(dir_)) GTEST_SKIP() << "no test assets at " << test::assets_directory();
     engine_ = Engine::create(options_for(dir_, 1));
   }
   std::vector<int32_t> encode(const std::string& text) const {

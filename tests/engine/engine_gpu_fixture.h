@@ -8,6 +8,7 @@
 
 #include "kernels/backend.h"
 #include "tests/engine/engine_fixture.h"
+#include "tests/test_paths.h"
 
 namespace spinfer {
 
@@ -22,7 +23,7 @@ class DemoModelOnGpus : public testing::TestWithParam<const char*> {
     const Backend* cuda = cuda_backend();
     const int there = cuda ? cuda->device_count() : 0;
     if (there < gpus_) GTEST_SKIP() << "needs CUDA devices: " << gpus_ << ", has " << there;
-    model_ = std::filesystem::path(SPINFER_SOURCE_DIR) / "tests/data" / GetParam();
+    model_ = test::source_directory() / "tests/data" / GetParam();
     if (!std::filesystem::exists(model_)) GTEST_SKIP() << "no model at " << model_;
   }
 

@@ -10,6 +10,7 @@
 #include "kernels/check.h"
 #include "models/checkpoint_tools.h"
 #include "tests/temporary_directory.h"
+#include "tests/test_paths.h"
 
 namespace spinfer::test {
 namespace {
@@ -47,7 +48,7 @@ class BundledConfig : public testing::TestWithParam<KnownSize> {};
 // dimensions.
 TEST_P(BundledConfig, HasThePublishedNumberOfParameters) {
   const auto [file, parameters] = GetParam();
-  const ModelConfig c = load_config(fs::path(SPINFER_SOURCE_DIR) / "configs" / "models" / file);
+  const ModelConfig c = load_config(test::source_directory() / "configs" / "models" / file);
   EXPECT_EQ(plan_weights(c, 0, {}).parameters, parameters);
   EXPECT_FALSE(c.eos_ids.empty());
 }

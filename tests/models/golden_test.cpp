@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/models/model_runner.h"
+#include "tests/test_paths.h"
 
 namespace spinfer::test {
 namespace {
@@ -53,8 +54,8 @@ int check_greedy(ModelRunner& runner, int32_t next, const std::vector<int32_t>& 
 class HfGolden : public testing::TestWithParam<const char*> {};
 
 fs::path golden_directory(const std::string& name) {
-  if (name.starts_with("demo-")) return fs::path(SPINFER_SOURCE_DIR) / "tests" / "data" / name;
-  return fs::path(SPINFER_ASSETS) / "hf_goldens" / name;
+  if (name.starts_with("demo-")) return test::source_directory() / "tests" / "data" / name;
+  return test::assets_directory() / "hf_goldens" / name;
 }
 
 TEST_P(HfGolden, LogProbabilitiesAndGreedyTokens) {
@@ -101,7 +102,7 @@ INSTANTIATE_TEST_SUITE_P(All, HfGolden,
 class TrainedGolden : public testing::TestWithParam<const char*> {};
 
 TEST_P(TrainedGolden, LogitsAndGreedyTokens) {
-  const fs::path dir = fs::path(SPINFER_ASSETS) / "models" / GetParam();
+  const fs::path dir = test::assets_directory() / "models" / GetParam();
   if (!fs::exists(dir)) GTEST_SKIP() << dir << " is absent";
   auto runner = ModelRunner::load(dir);
   const int64_t vocab = runner.model().config.vocab_size;

@@ -10,6 +10,7 @@
 #include "models/weight_table.h"
 #include "tests/models/model_runner.h"
 #include "tests/temporary_directory.h"
+#include "tests/test_paths.h"
 
 namespace spinfer::test {
 namespace {
@@ -45,7 +46,7 @@ double worst_difference(const std::vector<float>& a, const std::vector<float>& b
 class EveryArchitecture : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    source_ = fs::path(SPINFER_ASSETS) / "hf_goldens" / GetParam();
+    source_ = test::assets_directory() / "hf_goldens" / GetParam();
     if (!fs::exists(source_)) GTEST_SKIP() << source_ << " is absent";
   }
   fs::path source_;

@@ -15,6 +15,7 @@
 #include "tests/models/model_runner.h"
 #include "tests/models/tiny_checkpoint.h"
 #include "tests/temporary_directory.h"
+#include "tests/test_paths.h"
 
 namespace spinfer::test {
 namespace {
@@ -29,7 +30,7 @@ const char* const kTinyOpt350m =
 // ---- goldens
 
 struct Golden {
-  SafetensorsFile file{fs::path(SPINFER_SOURCE_DIR) / "tests/data/pruning_goldens.safetensors"};
+  SafetensorsFile file{test::source_directory() / "tests/data/pruning_goldens.safetensors"};
 
   template <class T>
   std::vector<T> values(const std::string& name) const {

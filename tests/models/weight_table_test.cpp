@@ -4,12 +4,13 @@
 
 #include "kernels/check.h"
 #include "models/checkpoint_tools.h"
+#include "tests/test_paths.h"
 
 namespace spinfer::test {
 namespace {
 
 ModelConfig bundled(const char* file) {
-  return load_config(std::filesystem::path(SPINFER_SOURCE_DIR) / "configs" / "models" / file);
+  return load_config(test::source_directory() / "configs" / "models" / file);
 }
 
 std::vector<int64_t> sizes(Share share, int64_t size, const ModelConfig& c, int world) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tests/temporary_directory.h"
+#include "tests/test_paths.h"
 
 namespace {
 
@@ -117,7 +118,7 @@ Scan scan(const fs::path& root) {
 }
 
 TEST(IncludeDirection, HoldsInTheTree) {
-  const Scan result = scan(SPINFER_SOURCE_DIR);
+  const Scan result = scan(spinfer::test::source_directory());
   EXPECT_GT(result.files, 20);
   EXPECT_GT(result.includes, 100);
   for (const std::string& violation : result.violations) ADD_FAILURE() << violation;

@@ -1,5 +1,6 @@
 // Chat templates against what transformers renders (scripts/make_chat_goldens.py), and what is refused.
 #include "tokenizer/chat_template.h"
+#include "tests/test_paths.h"
 
 #include <gtest/gtest.h>
 
@@ -35,7 +36,7 @@ std::string refusal(const std::string& source, std::vector<ChatMessage> messages
 }
 
 TEST(ChatTemplate, RendersAsTransformersDoes) {
-  std::ifstream file(SPINFER_SOURCE_DIR "/tests/data/chat_goldens.json");
+  std::ifstream file(test::source_directory() / "tests/data/chat_goldens.json");
   const json document = json::parse(file);
   int rendered = 0, refused = 0;
   for (const json& golden : document["cases"]) {

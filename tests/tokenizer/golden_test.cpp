@@ -9,13 +9,14 @@
 #include <string>
 #include <vector>
 
+#include "tests/test_paths.h"
 #include "tokenizer/file_set.h"
 #include "tokenizer/tokenizer.h"
 
 namespace spinfer {
 namespace {
 
-const std::filesystem::path kAssets = SPINFER_ASSETS;
+const std::filesystem::path kAssets = test::assets_directory();
 
 std::string read_file(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
