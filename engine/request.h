@@ -54,6 +54,7 @@ const char* to_string(FinishReason reason);  ///< "stop", "length", …
 struct RequestUpdate {
   RequestId id = 0;
   std::vector<int32_t> new_ids;  ///< end-of-text ids are not among them
+  int64_t sampled_tokens = 0;    ///< new ids, and an end-of-text id
   std::string new_text;          ///< whole UTF-8 characters; text that may begin a stop string is held back
   std::vector<TokenLogprob> logprobs;  ///< one per new id if asked for
   std::vector<float> prompt_logprobs;  ///< once, when the prompt is done: n-1 numbers

@@ -26,6 +26,7 @@ void RequestOutput::finish_prompt(std::vector<TopLogprob> last_top) {
 }
 
 void RequestOutput::add_token(TokenLogprob token) {
+  ++update_.sampled_tokens;
   if (is_eos(token.id)) return end(FinishReason::stop);
   ++tokens_;
   update_.new_ids.push_back(token.id);

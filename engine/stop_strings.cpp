@@ -5,38 +5,44 @@
 
 namespace spinfer {
 
+StopStrings::Matcher::Matcher(std::string stop) : stop_(std::move(stop)), borders_(stop_.size() + 1) {
+  for (size_t i = 1; i < stop_.size(); ++i) {
+    size_t border = borders_[i];
+    while (border > 0 && stop_[i] != stop_[border]) border = borders_[border];
+    borders_[i + 1] = uint32_t(border + (stop_[i] == stop_[border]));
+  }
+}
+
+size_t StopStrings::Matcher::push(char c) {
+  while (matched_ > 0 && stop_[matched_] != c) matched_ = borders_[matched_];
+  matched_ += stop_[matched_] == c;
+  return matched_ == stop_.size() ? matched_ : 0;
+}
+
+StopStrings::StopStrings(std::vector<std::string> stops) {
+  for (std::string& stop : stops) matchers_.emplace_back(std::move(stop));
+}
+
 std::string StopStrings::push(std::string_view piece) {
   if (stopped_) return {};
-  pending_ += piece;
-  size_t begin = std::string::npos, end = std::string::npos;
-  for (const std::string& stop : stops_) {
-    const size_t at = pending_.find(stop);
-    if (at == std::string::npos) continue;
-    if (at + stop.size() < end || (at + stop.size() == end && at < begin)) {
-      begin = at;
-      end = at + stop.size();
-    }
+  size_t held = 0;
+  for (const char c : piece) {
+    pending_ += c;
+    size_t complete = 0;
+    for (Matcher& matcher : matchers_) complete = std::max(complete, matcher.push(c));
+    if (complete == 0) continue;
+    stopped_ = true;
+    pending_.resize(pending_.size() - complete);
+    return std::exchange(pending_, {});
   }
-  stopped_ = begin != std::string::npos;
-  std::string text = pending_.substr(0, stopped_ ? begin : pending_.size() - held_back());
-  pending_.erase(0, stopped_ ? pending_.size() : text.size());
+  for (const Matcher& matcher : matchers_) held = std::max(held, matcher.matched());
+  std::string text = pending_.substr(0, pending_.size() - held);
+  pending_.erase(0, text.size());
   return text;
 }
 
 std::string StopStrings::finish() {
   return std::exchange(pending_, {});
-}
-
-/// Length of the longest end of `pending_` that begins a stop string.
-size_t StopStrings::held_back() const {
-  size_t longest = 0;
-  const std::string_view pending = pending_;
-  for (const std::string& stop : stops_) {
-    for (size_t length = std::min(stop.size() - 1, pending.size()); length > longest; --length) {
-      if (pending.ends_with(std::string_view(stop).substr(0, length))) longest = length;
-    }
-  }
-  return longest;
 }
 
 }  // namespace spinfer

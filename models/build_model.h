@@ -24,8 +24,10 @@ struct WeightSource {
 };
 
 class Checkpoint;
-/// The weights of a checkpoint, which must outlive the source. Throws `Error` where it holds a bias or a
-/// layer that the configuration knows nothing of: either would be left out silently.
+/// Throws `Error` where the checkpoint holds a bias or a layer that the configuration knows nothing of: a
+/// model, or a rewritten checkpoint, would silently be without it.
+void check_nothing_left_out(const Checkpoint& checkpoint, const ModelConfig& config);
+/// The weights of a checkpoint, which must outlive the source. Checks that nothing is left out.
 WeightSource checkpoint_source(const Checkpoint& checkpoint, const ModelConfig& config);
 
 /// Makes this rank's share of every weight resident: linears stacked, packed or dense as `options` say.

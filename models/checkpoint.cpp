@@ -125,10 +125,11 @@ std::shared_ptr<Half[]> make_halves(int64_t count) {
 Checkpoint::Checkpoint(const fs::path& directory, ThreadPool& pool) : directory_(directory), pool_(pool) {
   std::error_code error;
   check(fs::is_directory(directory, error), "{}: no such directory", directory.string());
-  if (fs::exists(directory / kIndexFile, error)) {
-    open_sharded(directory / kIndexFile);
-  } else if (fs::exists(directory / kSingleFile, error)) {
+  // Both: transformers saved a small model over a large one, and left the old index.
+  if (fs::exists(directory / kSingleFile, error)) {
     open_single(directory / kSingleFile);
+  } else if (fs::exists(directory / kIndexFile, error)) {
+    open_sharded(directory / kIndexFile);
   } else {
     const bool torch = fs::exists(directory / "pytorch_model.bin", error) ||
                        fs::exists(directory / "pytorch_model.bin.index.json", error);

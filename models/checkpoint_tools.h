@@ -74,7 +74,7 @@ void prune_calibrated(const std::filesystem::path& in, const std::filesystem::pa
 
 /// Sparsity of each layer after OWL (Yin et al. 2024): layers with more outliers, Wanda scores above
 /// `outlier` times the layer's mean, keep more. The sparsities have the mean `sparsity` and a range of
-/// 2·`lambda`.
+/// 2·`lambda`, less where layers stop at 0 or 1.
 struct OwlOptions {
   double sparsity = 0.5;
   double outlier = 5;
@@ -84,8 +84,7 @@ struct OwlOptions {
 std::vector<double> owl_sparsity(const std::filesystem::path& in, const OwlOptions& options,
                                  const CalibrationSamples& samples, Device& device, ThreadPool& pool);
 
-/// Bytes one rank needs for weights, without loading: from the config and the checkpoint's (or an assumed)
-/// sparsity, the same in every linear. Linears below `min_sparsity` count as dense, as they do when loading.
+/// Bytes one rank needs for weights, without loading.
 struct WeightPlan {
   int64_t parameters = 0;            ///< of the whole model, tied weights once
   int64_t dense_bytes = 0;           ///< this rank's weights in dense fp16
@@ -94,6 +93,19 @@ struct WeightPlan {
   int64_t workspace_dense = 0;       ///< scratch the largest linear takes on a GPU, all dense
   int64_t workspace_packed = 0;      ///< and with packed linears
 };
+/// How a linear is held. A rank's share of it has the sparsity of the whole.
+struct LinearForm {
+  double sparsity = 0;
+  bool packed = false;
+};
+struct LinearSpec;
+using LinearForms = std::function<LinearForm(const LinearSpec&)>;
+/// `forms` of the linears of the layers; the head is dense.
+WeightPlan plan_weights(const ModelConfig& config, const LinearForms& forms, Shard shard);
+/// All linears have `sparsity`, packed unless it is below `min_sparsity`, as when loading.
+LinearForms equal_forms(double sparsity, double min_sparsity = 0.3);
+/// As a checkpoint has them. `summary` must outlive the result.
+LinearForms forms_of(const CheckpointSummary& summary);
 WeightPlan plan_weights(const ModelConfig& config, double sparsity, Shard shard, double min_sparsity = 0.3);
 
 }  // namespace spinfer

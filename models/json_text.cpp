@@ -20,6 +20,49 @@ std::string place(std::string_view text, size_t position) {
   return fmt::format("line {}, column {}", line, std::max<size_t>(1, before.size() - line_start));
 }
 
+/// Checks depth, number of values and keys while a document is read. Of bad JSON it says nothing.
+class LimitCheck {
+ public:
+  using json = nlohmann::json;
+  explicit LimitCheck(const std::string& source) : source_(source) {}
+
+  bool null() { return value(); }
+  bool boolean(bool) { return value(); }
+  bool number_integer(json::number_integer_t) { return value(); }
+  bool number_unsigned(json::number_unsigned_t) { return value(); }
+  bool number_float(json::number_float_t, const std::string&) { return value(); }
+  bool string(std::string&) { return value(); }
+  bool binary(json::binary_t&) { return value(); }
+  bool start_array(size_t) { return open(); }
+  bool end_array() { return close(); }
+  bool start_object(size_t) { return open(); }
+  bool end_object() { return close(); }
+  bool key(std::string& key) {
+    check(keys_.back().insert(key).second, "{}: key \"{}\" appears twice", source_, printable(key));
+    return value();
+  }
+  bool parse_error(size_t, const std::string&, const json::exception&) { return false; }
+
+ private:
+  bool value() {
+    check(++values_ <= kMaxJsonValues, "{}: more than {} values", source_, kMaxJsonValues);
+    return true;
+  }
+  bool open() {
+    keys_.emplace_back();
+    check(keys_.size() <= size_t{kMaxJsonDepth}, "{}: nested deeper than {} levels", source_, kMaxJsonDepth);
+    return value();
+  }
+  bool close() {
+    keys_.pop_back();
+    return true;
+  }
+
+  const std::string& source_;
+  int64_t values_ = 0;
+  std::vector<std::set<std::string>> keys_;  ///< of the objects and arrays now open
+};
+
 }  // namespace
 
 std::string printable(std::string_view text) {
@@ -55,30 +98,12 @@ std::string read_text_file(const std::filesystem::path& path, int64_t max_bytes)
 
 nlohmann::json parse_json(std::string_view text, const std::string& source) {
   using nlohmann::json;
-  int64_t values = 0;
-  std::vector<std::set<std::string>> keys;  // of the objects now open
-  const json::parser_callback_t watch = [&](int depth, json::parse_event_t event, json& parsed) {
-    check(depth <= kMaxJsonDepth, "{}: nested deeper than {} levels", source, kMaxJsonDepth);
-    switch (event) {
-      case json::parse_event_t::object_start:
-        keys.emplace_back();
-        break;
-      case json::parse_event_t::object_end:
-        keys.pop_back();
-        break;
-      case json::parse_event_t::key: {
-        const auto& key = parsed.get_ref<const std::string&>();
-        check(keys.back().insert(key).second, "{}: key \"{}\" appears twice", source, printable(key));
-        break;
-      }
-      default:
-        break;
-    }
-    check(++values <= kMaxJsonValues, "{}: more than {} values", source, kMaxJsonValues);
-    return true;
-  };
+  // In a pass of its own: json::parse with a callback looks through all of a list again for each of its
+  // objects.
+  LimitCheck limits(source);
+  json::sax_parse(text.begin(), text.end(), &limits);
   try {
-    return json::parse(text.begin(), text.end(), watch);
+    return json::parse(text.begin(), text.end());
   } catch (const json::parse_error& e) {
     fail("{}: not valid JSON ({})", source, place(text, e.byte));
   } catch (const json::exception&) {

@@ -5,7 +5,6 @@
 namespace spinfer {
 namespace {
 
-/// A bias the configuration knows nothing of would be left out silently.
 void check_no_extra_bias(const Checkpoint& checkpoint, const ModelConfig& config) {
   for (const LayerSpec& layer : weight_table(config).layers) {
     for (const LinearSpec* linear : layer.linears()) {
@@ -19,7 +18,6 @@ void check_no_extra_bias(const Checkpoint& checkpoint, const ModelConfig& config
   }
 }
 
-/// A checkpoint of more layers than config.json says would run without its last ones.
 void check_no_extra_layer(const Checkpoint& checkpoint, ModelConfig config) {
   const int layers = config.layers++;
   const LayerSpec beyond = weight_table(config).layers.back();
@@ -34,9 +32,13 @@ void check_no_extra_layer(const Checkpoint& checkpoint, ModelConfig config) {
 
 }  // namespace
 
-WeightSource checkpoint_source(const Checkpoint& checkpoint, const ModelConfig& config) {
+void check_nothing_left_out(const Checkpoint& checkpoint, const ModelConfig& config) {
   check_no_extra_bias(checkpoint, config);
   check_no_extra_layer(checkpoint, config);
+}
+
+WeightSource checkpoint_source(const Checkpoint& checkpoint, const ModelConfig& config) {
+  check_nothing_left_out(checkpoint, config);
   return {
       .tensor = [&checkpoint](const TensorSpec& spec) { return checkpoint.tensor(spec); },
       .block = [&checkpoint](const std::string& name, int64_t m, int64_t k, Range rows,

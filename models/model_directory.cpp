@@ -33,6 +33,8 @@ constexpr std::array kSideFiles = {
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "gpt2-vocab.json",
+    "gpt2-merges.txt",
     "chat_template.jinja",
     "chat_template.json",
     "LICENSE",
@@ -42,9 +44,18 @@ constexpr std::array kSideFiles = {
     "USE_POLICY.md",
 };
 
+/// Without "..", links and trailing slashes, as the system understands them, where the parent is there.
 fs::path absolute_target(const fs::path& out) {
-  fs::path target = fs::absolute(out).lexically_normal();
-  return target.has_filename() ? target : target.parent_path();
+  fs::path target = fs::absolute(out);
+  if (!target.has_filename()) target = target.parent_path();
+  std::error_code error;
+  const fs::path name = target.filename();
+  if (name == "." || name == "..") {
+    const fs::path found = fs::canonical(target, error);
+    return error ? target : found;
+  }
+  const fs::path parent = fs::canonical(target.parent_path(), error);
+  return error ? target : parent / name;
 }
 
 void sync_file(const fs::path& path) {

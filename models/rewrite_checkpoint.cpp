@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "models/build_model.h"
 #include "models/checkpoint.h"
 #include "models/checkpoint_tools.h"
 #include "models/model_directory.h"
@@ -73,8 +74,9 @@ void rewrite_checkpoint(const std::filesystem::path& in, const std::filesystem::
   check_output(in, out);
   const ModelConfig config = load_config(in);
   const WeightTable table = weight_table(config);
-  ModelDirectoryWriter writer(out, header_capacity_for(table));
   const Checkpoint checkpoint(in, pool);
+  check_nothing_left_out(checkpoint, config);
+  ModelDirectoryWriter writer(out, header_capacity_for(table));
   int64_t done = 0;
   const int64_t total = 2 * table.parameters();
   const Rewrite rewrite{checkpoint, writer, pool, rewriting, [&](int64_t bytes) {

@@ -1,7 +1,9 @@
 // Counting the weights of a checkpoint or a configuration without a device.
 #include <algorithm>
+#include <map>
 
 #include "kernels/gpu_footprint.h"
+#include "models/build_model.h"
 #include "models/checkpoint.h"
 #include "models/checkpoint_tools.h"
 #include "models/weight_table.h"
@@ -22,6 +24,7 @@ CheckpointSummary summarize_checkpoint(const std::filesystem::path& dir, double 
   CheckpointSummary summary;
   summary.config = load_config(dir);
   const Checkpoint checkpoint(dir, pool);
+  check_nothing_left_out(checkpoint, summary.config);
   const WeightTable table = weight_table(summary.config);
   summary.parameters = table.parameters();
   for (const TensorSpec& spec : table.other_tensors()) {
@@ -54,7 +57,24 @@ CheckpointSummary summarize_checkpoint(const std::filesystem::path& dir, double 
   return summary;
 }
 
+LinearForms equal_forms(double sparsity, double min_sparsity) {
+  return [=](const LinearSpec&) { return LinearForm{sparsity, sparsity >= min_sparsity}; };
+}
+
+LinearForms forms_of(const CheckpointSummary& summary) {
+  std::map<std::string, const LinearSummary*> lines;
+  for (const LinearSummary& line : summary.linears) lines[line.name] = &line;
+  return [lines = std::move(lines)](const LinearSpec& linear) {
+    const LinearSummary& line = *lines.at(linear.parts.front().name + ".weight");
+    return LinearForm{line.stack_sparsity, line.packed_bytes != line.dense_bytes};
+  };
+}
+
 WeightPlan plan_weights(const ModelConfig& config, double sparsity, Shard shard, double min_sparsity) {
+  return plan_weights(config, equal_forms(sparsity, min_sparsity), shard);
+}
+
+WeightPlan plan_weights(const ModelConfig& config, const LinearForms& forms, Shard shard) {
   const WeightTable table = weight_table(config);
   WeightPlan plan;
   plan.parameters = table.parameters();
@@ -62,16 +82,15 @@ WeightPlan plan_weights(const ModelConfig& config, double sparsity, Shard shard,
     plan.dense_bytes += dense;
     plan.packed_bytes += packed;
   };
-  const auto add_linear = [&](const LinearSpec& linear, bool pack) {
+  const auto add_linear = [&](const LinearSpec& linear, LinearForm form) {
     int64_t m = 0;
     for (const LinearPart& part : linear.parts) m += share_of(part.rows, part.m, config, shard).size();
     const int64_t k = share_of(linear.cols, linear.k, config, shard).size(), dense = 2 * m * k;
-    const auto nonzeros = int64_t(double(m) * double(k) * (1 - sparsity) + 0.5);
-    const bool packed = pack && sparsity >= min_sparsity;
-    add(dense, packed ? tca_bme_bytes(m, k, nonzeros) : dense);
-    if (packed) plan.packed_linears_bytes += tca_bme_bytes(m, k, nonzeros);
+    const auto nonzeros = int64_t(double(m) * double(k) * (1 - form.sparsity) + 0.5);
+    add(dense, form.packed ? tca_bme_bytes(m, k, nonzeros) : dense);
+    if (form.packed) plan.packed_linears_bytes += tca_bme_bytes(m, k, nonzeros);
     plan.workspace_dense = std::max(plan.workspace_dense, gpu_linear_workspace_bytes(m, k, false));
-    plan.workspace_packed = std::max(plan.workspace_packed, gpu_linear_workspace_bytes(m, k, packed));
+    plan.workspace_packed = std::max(plan.workspace_packed, gpu_linear_workspace_bytes(m, k, form.packed));
     if (linear.bias && (linear.cols == Share::all || shard.rank == 0)) add(2 * m, 2 * m);
   };
   for (const TensorSpec& t : table.other_tensors()) {
@@ -79,9 +98,9 @@ WeightPlan plan_weights(const ModelConfig& config, double sparsity, Shard shard,
     const int64_t bytes = 2 * t.rows * std::max<int64_t>(1, t.cols);
     add(bytes, bytes);
   }
-  add_linear(table.head, false);
+  add_linear(table.head, {});
   for (const LayerSpec& layer : table.layers) {
-    for (const LinearSpec* linear : layer.linears()) add_linear(*linear, true);
+    for (const LinearSpec* linear : layer.linears()) add_linear(*linear, forms(*linear));
   }
   return plan;
 }

@@ -133,6 +133,7 @@ class Conversation {
  private:
   void generate(std::vector<int32_t> prompt, const SamplingParams& params, int64_t prompt_tokens) {
     std::string text;
+    std::vector<TokenLogprob> logprobs;
     int64_t tokens = 0;
     FinishReason finish = FinishReason::none;
     const RequestId id = engine_.add_request(std::move(prompt), params);
@@ -144,16 +145,19 @@ class Conversation {
         check(update.finish != FinishReason::error, "{}", update.error);
         text += update.new_text;
         tokens += int64_t(update.new_ids.size());
+        logprobs.insert(logprobs.end(), update.logprobs.begin(), update.logprobs.end());
         finish = update.finish;
         if (!flags_.common.json && !update.new_text.empty()) print_out(update.new_text);
       }
     }
     messages_.push_back({"assistant", text});
     if (!flags_.common.json) return print_out("\n");
-    print_json({{"role", "assistant"},
-                {"content", text},
-                {"finish_reason", to_string(finish)},
-                {"usage", {{"prompt_tokens", prompt_tokens}, {"completion_tokens", tokens}}}});
+    nlohmann::json answer{{"role", "assistant"},
+                          {"content", text},
+                          {"finish_reason", to_string(finish)},
+                          {"usage", {{"prompt_tokens", prompt_tokens}, {"completion_tokens", tokens}}}};
+    if (params.logprobs >= 0) answer["logprobs"] = logprobs_json(logprobs);
+    print_json(answer);
   }
 
   const ChatFlags& flags_;
@@ -175,6 +179,7 @@ ChatTemplate load_template(const ChatFlags& flags) {
 }
 
 void run_chat(const ChatFlags& flags) {
+  flags.sampling.check_logprobs(flags.common.json);
   ChatTemplate chat = load_template(flags);
   EngineOptions options = flags.common.engine_options();
   flags.capacity.apply(options);
@@ -188,14 +193,17 @@ void run_chat(const ChatFlags& flags) {
   check(engine->tokenizer(), "{}: no tokenizer files", flags.common.model);
   TurnReader reader;
   Conversation conversation(flags, *engine, std::move(chat));
-  keep_running_on_sigint();
-  if (reader.terminal()) say(kHelp);
+  if (reader.terminal()) {
+    keep_running_on_sigint();
+    say(kHelp);
+  }
   while (const std::optional<std::string> turn = reader.turn()) {
     if (turn->find_first_not_of(" \t\r\n") == std::string::npos) continue;
-    if (*turn == "/exit") return;
-    if (*turn == "/help") {
+    const std::string_view command = std::string_view(*turn).substr(0, turn->find_last_not_of(" \t\r\n") + 1);
+    if (command == "/exit") return;
+    if (command == "/help") {
       say(kHelp);
-    } else if (*turn == "/clear") {
+    } else if (command == "/clear") {
       conversation.clear();
     } else if (reader.terminal()) {
       try {

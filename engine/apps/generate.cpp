@@ -128,16 +128,6 @@ FinishedRun run_once(const GenerateFlags& flags, const std::vector<PromptText>& 
   return finished;
 }
 
-nlohmann::json logprobs_json(const std::vector<TokenLogprob>& logprobs) {
-  nlohmann::json list = nlohmann::json::array();
-  for (const TokenLogprob& token : logprobs) {
-    nlohmann::json top = nlohmann::json::array();
-    for (const TopLogprob& entry : token.top) top.push_back({{"id", entry.id}, {"logprob", entry.logprob}});
-    list.push_back({{"id", token.id}, {"logprob", token.logprob}, {"top", top}});
-  }
-  return list;
-}
-
 nlohmann::json outputs_json(const FinishedRun& finished, bool logprobs) {
   nlohmann::json outputs = nlohmann::json::array();
   for (size_t i = 0; i < finished.prompts.size(); ++i) {
@@ -152,8 +142,7 @@ nlohmann::json outputs_json(const FinishedRun& finished, bool logprobs) {
 }
 
 void run_generate(const GenerateFlags& flags) {
-  if (flags.sampling.logprobs >= 0 && !flags.common.json)
-    throw UsageError("--logprobs: give --json too; without it the output is the text alone");
+  flags.sampling.check_logprobs(flags.common.json);
   const auto texts = read_prompts(flags);
   const bool one = flags.prompts_file.empty();
   const bool stream = one && !flags.common.json;
@@ -195,8 +184,9 @@ void add_generate(CLI::App& app) {
   command->add_option("-p,--prompt", flags->prompt, "prompt text; empty = begin-of-text only");
   command->add_option("-f,--file", flags->prompt_file, "prompt from a file; - = stdin")->check(not_empty());
   command
-      ->add_option("--prompts", flags->prompts_file,
-                   "many prompts, one JSON object a line: {\"prompt\": …, \"n\", \"stop\", \"seed\"}; - = stdin")
+      ->add_option(
+          "--prompts", flags->prompts_file,
+          "many prompts, one JSON object a line: {\"prompt\": …, \"n\", \"stop\", \"seed\"}; - = stdin")
       ->check(not_empty());
   command
       ->add_option("--baseline", flags->baseline,

@@ -111,7 +111,7 @@ PlanReport make_plan(const InspectFlags& flags, const CheckpointSummary& summary
   EngineOptions options = flags.common.engine_options();
   flags.capacity.apply(options);
   options.min_sparsity = flags.min_sparsity;
-  return plan_run(summary.config, options, total.sparsity(),
+  return plan_run(summary.config, options, forms_of(summary), total.sparsity(),
                   flags.gpu_memory > 0 ? flags.gpu_memory : default_gpu_bytes());
 }
 

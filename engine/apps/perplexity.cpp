@@ -125,6 +125,9 @@ std::vector<Window> windows_of(const PerplexityFlags& flags, const Engine& engin
   const auto bos = engine.config().bos_id >= 0 ? std::optional(engine.config().bos_id) : std::nullopt;
   const bool papers = flags.convention == "wanda";
   const int64_t longest = engine.max_model_len() - (bos && !papers ? 1 : 0);
+  check(longest >= 1 && engine.max_model_len() >= 2,
+        "perplexity: the model takes sequences of {} tokens, in which no token has a context",
+        engine.max_model_len());
   if (flags.ctx > longest) {
     throw UsageError(
         fmt::format("--ctx {}: this model takes windows of at most {} text tokens", flags.ctx, longest));

@@ -10,7 +10,6 @@
 #include "kernels/check.h"
 #include "kernels/device.h"
 #include "kernels/gpu_footprint.h"
-#include "models/checkpoint_tools.h"
 
 namespace spinfer {
 namespace {
@@ -58,12 +57,11 @@ nlohmann::json column_json(const PlanColumn& c) {
 
 }  // namespace
 
-PlanReport plan_run(const ModelConfig& config, const EngineOptions& options, double sparsity,
-                    int64_t gpu_bytes) {
+PlanReport plan_run(const ModelConfig& config, const EngineOptions& options, const LinearForms& forms,
+                    double sparsity, int64_t gpu_bytes) {
   check_engine_options(options);
   check_tensor_parallel(config, options.tensor_parallel);
-  const WeightPlan weights =
-      plan_weights(config, sparsity, {0, options.tensor_parallel}, options.min_sparsity);
+  const WeightPlan weights = plan_weights(config, forms, {0, options.tensor_parallel});
   PlanReport plan{.tensor_parallel = options.tensor_parallel,
                   .gpu_bytes = gpu_bytes,
                   .utilization = options.gpu_memory_utilization,

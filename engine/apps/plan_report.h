@@ -6,6 +6,7 @@
 #include <string>
 
 #include "engine/engine.h"
+#include "models/checkpoint_tools.h"
 #include "models/config.h"
 
 namespace spinfer {
@@ -36,10 +37,10 @@ struct PlanReport {
   PlanColumn sparse, dense;
 };
 
-/// `sparsity` is assumed of every linear. Throws `UsageError` for a --tp or --max-model-len the model does
-/// not allow.
-PlanReport plan_run(const ModelConfig& config, const EngineOptions& options, double sparsity,
-                    int64_t gpu_bytes);
+/// `forms` says how the linears are held, `sparsity` what of all of them is zero. Throws `UsageError` for a
+/// --tp or --max-model-len the model does not allow.
+PlanReport plan_run(const ModelConfig& config, const EngineOptions& options, const LinearForms& forms,
+                    double sparsity, int64_t gpu_bytes);
 
 /// Memory of GPU 0, or 80 GiB where there is none.
 int64_t default_gpu_bytes();

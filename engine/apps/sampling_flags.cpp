@@ -1,5 +1,7 @@
 #include "engine/apps/sampling_flags.h"
 
+#include <nlohmann/json.hpp>
+
 #include "engine/apps/options.h"
 #include "kernels/check.h"
 
@@ -50,6 +52,21 @@ SamplingParams SamplingFlags::params(std::optional<uint64_t> seed) const {
   params.ignore_eos = ignore_eos;
   params.logprobs = logprobs;
   return params;
+}
+
+void SamplingFlags::check_logprobs(bool json) const {
+  if (logprobs >= 0 && !json)
+    throw UsageError("--logprobs: give --json too; without it the output is the text alone");
+}
+
+nlohmann::json logprobs_json(const std::vector<TokenLogprob>& logprobs) {
+  nlohmann::json list = nlohmann::json::array();
+  for (const TokenLogprob& token : logprobs) {
+    nlohmann::json top = nlohmann::json::array();
+    for (const TopLogprob& entry : token.top) top.push_back({{"id", entry.id}, {"logprob", entry.logprob}});
+    list.push_back({{"id", token.id}, {"logprob", token.logprob}, {"top", top}});
+  }
+  return list;
 }
 
 }  // namespace spinfer

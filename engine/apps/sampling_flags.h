@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,6 +24,11 @@ struct SamplingFlags {
 
   void add_to(CLI::App& command);
   SamplingParams params(std::optional<uint64_t> seed) const;
+  /// Throws `UsageError` for --logprobs without --json.
+  void check_logprobs(bool json) const;
 };
+
+/// [{"id", "logprob", "top": [{"id", "logprob"}, …]}, …], as --logprobs with --json has it.
+nlohmann::json logprobs_json(const std::vector<TokenLogprob>& logprobs);
 
 }  // namespace spinfer

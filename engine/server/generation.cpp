@@ -26,7 +26,7 @@ Generation::Generation(PreparedRequest request, std::shared_ptr<HttpExchange> ex
   const size_t count = request_.submissions.size();
   choices_.resize(count);
   held_.resize(count);
-  characters_.resize(count);
+  text_offsets_.resize(count);
   times_.resize(count);
   cached_.resize(count);
   opened_.resize(count);
@@ -45,7 +45,7 @@ void Generation::update(size_t index, const TicketUpdate& ticket_update,
   if (times.first_token == 0 && (!update.new_ids.empty() || ends)) times.first_token = seconds;
   if (!update.new_ids.empty()) times.last_token = seconds;
   times.tokens += int64_t(update.new_ids.size());
-  usage_.completion_tokens += int64_t(update.new_ids.size());
+  usage_.completion_tokens += update.sampled_tokens;
   choice.finish = update.finish;
   if (ends) {
     times.end = seconds;
@@ -79,8 +79,7 @@ void Generation::stream_update(size_t index, Choice gained, bool ended) {
   std::move(gained.logprobs.begin(), gained.logprobs.end(), std::back_inserter(held));
   if (gained.text.empty() && !ended) return;
   gained.logprobs = std::exchange(held, {});
-  exchange_->send(request_.format.chunk(index, gained, characters_[index]));
-  characters_[index] += count_chars(gained.text);
+  exchange_->send(request_.format.chunk(index, gained, text_offsets_[index]));
 }
 
 void Generation::complete() {

@@ -62,7 +62,7 @@ class Generation {
   RespondLater respond_later_;
   std::vector<Choice> choices_;                  // streaming: only how they ended
   std::vector<std::vector<TokenLogprob>> held_;  // streaming: log-probabilities of text that is held back
-  std::vector<int64_t> characters_;              // streaming: sent of each choice
+  std::vector<int64_t> text_offsets_;            // streaming: characters of the tokens listed of each choice
   std::vector<ChoiceTimes> times_;
   std::vector<int64_t> cached_;  // prompt tokens of each choice found in the prefix cache
   std::vector<bool> opened_;

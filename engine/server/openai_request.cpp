@@ -122,6 +122,19 @@ bool listed(std::string_view key, std::initializer_list<std::string_view> names)
   return std::ranges::find(names, key) != names.end();
 }
 
+[[noreturn]] void refuse_unknown(const std::string& object, const std::string& key) {
+  throw RequestError(400, fmt::format("{}: \"{}\" is not a field of this {}", object, key, object), key,
+                     "unknown_parameter");
+}
+
+/// Refuses all fields but these.
+void check_only(const json& object, const std::string& object_name,
+                std::initializer_list<std::string_view> names) {
+  for (const auto& [key, value] : object.items()) {
+    if (!value.is_null() && !listed(key, names)) refuse_unknown(object_name, printable(key));
+  }
+}
+
 /// Refuses fields that would change the answer and that we do not know or support.
 void check_fields(const json& document, std::initializer_list<std::string_view> more) {
   for (const auto& [key, value] : document.items()) {
@@ -131,9 +144,7 @@ void check_fields(const json& document, std::initializer_list<std::string_view> 
       continue;
     const auto neutral = std::ranges::find(kNeutralFields, key, &NeutralField::name);
     const std::string shown = printable(key);
-    if (neutral == std::end(kNeutralFields))
-      throw RequestError(400, fmt::format("request: \"{}\" is not a field of this request", shown), shown,
-                         "unknown_parameter");
+    if (neutral == std::end(kNeutralFields)) refuse_unknown("request", shown);
     if (value == json::parse(neutral->neutral)) continue;
     // With nothing to choose from or to rank, these two ask for nothing either.
     if (key == "tool_choice" && value == "auto") continue;
@@ -186,6 +197,7 @@ void parse_shared(const Fields& fields, GenerationRequest& request) {
   if (const json* options = fields.find("stream_options")) {
     if (!request.stream) fields.refuse("stream_options", "is only for \"stream\": true");
     if (!options->is_object()) fields.refuse("stream_options", "must be an object");
+    check_only(*options, "stream_options", {"include_usage"});
     request.include_usage = Fields(*options, "stream_options").boolean("include_usage", false);
   }
   if (fields.find("max_tokens")) request.max_tokens = int(fields.integer("max_tokens", 1, kMostTokens));
@@ -345,6 +357,7 @@ GenerationRequest parse_chat_request(std::string_view body) {
 
 TokenizeRequest parse_tokenize_request(std::string_view body) {
   const json document = parse_body(body);
+  check_only(document, "request", {"model", "prompt", "add_special_tokens"});
   const Fields fields(document);
   return {.model = fields.name("model", ""),
           .text = fields.string("prompt"),
@@ -353,6 +366,7 @@ TokenizeRequest parse_tokenize_request(std::string_view body) {
 
 DetokenizeRequest parse_detokenize_request(std::string_view body) {
   const json document = parse_body(body);
+  check_only(document, "request", {"model", "tokens"});
   const Fields fields(document);
   const json* tokens = fields.find("tokens");
   if (!tokens || !tokens->is_array()) fields.refuse("tokens", "must be a list of token ids");

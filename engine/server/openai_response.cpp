@@ -93,11 +93,12 @@ std::string AnswerFormat::whole(const std::vector<Choice>& choices, const Usage&
   for (size_t i = 0; i < choices.size(); ++i) {
     const Choice& choice = choices[i];
     const std::string text = json_string(choice.text);
+    int64_t text_offset = 0;
     list += fmt::format(
         R"({}{{"index":{},{},"logprobs":{},"finish_reason":{}}})", i > 0 ? "," : "", i,
         chat_ ? fmt::format(R"("message":{{"role":"assistant","content":{},"refusal":null}})", text)
               : fmt::format(R"("text":{})", text),
-        logprobs_text(choice, 0), finish_text(choice.finish));
+        logprobs_text(choice, text_offset), finish_text(choice.finish));
   }
   return fmt::format(R"({{{},"object":"{}","choices":[{}],"usage":{}}})", head_, object_, list,
                      usage_text(usage));
@@ -114,7 +115,7 @@ std::string AnswerFormat::opening(size_t index) const {
       index));
 }
 
-std::string AnswerFormat::chunk(size_t index, const Choice& gained, int64_t text_offset) const {
+std::string AnswerFormat::chunk(size_t index, const Choice& gained, int64_t& text_offset) const {
   const std::string text = json_string(gained.text);
   const bool silent = chat_ && gained.text.empty();
   return event(fmt::format(R"({{"index":{},{},"logprobs":{},"finish_reason":{}}})", index,
@@ -133,12 +134,12 @@ std::string AnswerFormat::error_event(std::string_view error_json) {
   return fmt::format("data: {}\n\n", error_json);
 }
 
-std::string AnswerFormat::logprobs_text(const Choice& choice, int64_t text_offset) const {
+std::string AnswerFormat::logprobs_text(const Choice& choice, int64_t& text_offset) const {
   if (!logprobs_ || choice.logprobs.empty()) return "null";
   return dump(chat_ ? chat_logprobs(choice) : completion_logprobs(choice, text_offset));
 }
 
-json AnswerFormat::completion_logprobs(const Choice& choice, int64_t text_offset) const {
+json AnswerFormat::completion_logprobs(const Choice& choice, int64_t& text_offset) const {
   json tokens = json::array(), numbers = json::array(), tops = json::array(), offsets = json::array();
   for (const TokenLogprob& token : choice.logprobs) {
     const std::string bytes = tokenizer_.piece_bytes(token.id);
@@ -149,6 +150,7 @@ json AnswerFormat::completion_logprobs(const Choice& choice, int64_t text_offset
     json top = json::object();
     for (const TopLogprob& entry : token.top)
       top[token_text(tokenizer_.piece_bytes(entry.id))] = finite(entry.logprob);
+    top[token_text(bytes)] = finite(token.logprob);  // there even where it is not among the most probable
     tops.push_back(std::move(top));
   }
   return {{"tokens", tokens}, {"token_logprobs", numbers}, {"top_logprobs", tops}, {"text_offset", offsets}};

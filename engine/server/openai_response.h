@@ -41,8 +41,8 @@ class AnswerFormat {
 
   std::string whole(const std::vector<Choice>& choices, const Usage& usage) const;
   /// An event of a stream: the text (and log-probabilities) that choice `index` gained, and how it ended.
-  /// `text_offset`: characters of the choice before it.
-  std::string chunk(size_t index, const Choice& gained, int64_t text_offset) const;
+  /// `text_offset`: characters of the choice's tokens listed before, advanced by those of these.
+  std::string chunk(size_t index, const Choice& gained, int64_t& text_offset) const;
   /// The event that opens a choice; empty for completions.
   std::string opening(size_t index) const;
   std::string usage_chunk(const Usage& usage) const;
@@ -53,8 +53,8 @@ class AnswerFormat {
 
  private:
   std::string event(std::string_view choices) const;
-  std::string logprobs_text(const Choice& choice, int64_t text_offset) const;
-  nlohmann::json completion_logprobs(const Choice& choice, int64_t text_offset) const;
+  std::string logprobs_text(const Choice& choice, int64_t& text_offset) const;
+  nlohmann::json completion_logprobs(const Choice& choice, int64_t& text_offset) const;
   nlohmann::json chat_logprobs(const Choice& choice) const;
 
   bool chat_;

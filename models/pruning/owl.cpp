@@ -59,9 +59,23 @@ std::vector<double> allocate_by_outliers(const std::vector<double>& shares, doub
   std::vector<double> kept;
   for (const double share : shares) kept.push_back(range > 0 ? (share - *low) / range * 2 * lambda : 0);
   const double mean = std::accumulate(kept.begin(), kept.end(), 0.0) / double(kept.size());
-  std::vector<double> result;
-  for (const double more : kept) result.push_back(std::clamp(sparsity - (more - mean), 0.0, 1.0));
-  return result;
+  // Moved by what makes the mean right where some layers stop at 0 or 1.
+  const auto moved_by = [&](double shift) {
+    std::vector<double> result;
+    for (const double more : kept) result.push_back(std::clamp(sparsity - (more - mean) + shift, 0.0, 1.0));
+    return result;
+  };
+  const auto mean_of = [](const std::vector<double>& values) {
+    return std::accumulate(values.begin(), values.end(), 0.0) / double(values.size());
+  };
+  const std::vector<double> unmoved = moved_by(0);
+  if (std::abs(mean_of(unmoved) - sparsity) < 1e-12) return unmoved;
+  double low_shift = -2, high_shift = 2;
+  for (int i = 0; i < 60; ++i) {
+    const double middle = (low_shift + high_shift) / 2;
+    (mean_of(moved_by(middle)) < sparsity ? low_shift : high_shift) = middle;
+  }
+  return moved_by(high_shift);
 }
 
 std::vector<double> owl_sparsity(const std::filesystem::path& in, const OwlOptions& options,

@@ -17,12 +17,31 @@ namespace {
 
 namespace fs = std::filesystem;
 constexpr const char* kRequestFile = "state.json";
+constexpr std::string_view kLayer = "layer-";
 
 std::string text_of(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
   text << file.rdbuf();
   return text.str();
+}
+
+/// By name and kind, what a PruneState writes.
+bool is_ours(const fs::directory_entry& entry) {
+  const std::string name = entry.path().filename();
+  const fs::file_type type = entry.symlink_status().type();
+  return (type == fs::file_type::regular && name == kRequestFile) ||
+         (type == fs::file_type::directory && name.starts_with(kLayer) &&
+          name.find_first_not_of("0123456789", kLayer.size()) == std::string::npos);
+}
+
+std::error_code remove_ours(const fs::path& directory) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(directory, error)) {
+    if (is_ours(entry)) fs::remove_all(entry.path(), error);
+    if (error) break;
+  }
+  return error;
 }
 
 }  // namespace
@@ -32,8 +51,9 @@ PruneState::PruneState(const fs::path& out, const nlohmann::json& request)
   std::error_code error;
   fs::create_directory(directory_, error);
   check(!error, "{}: cannot be created: {}", directory_.string(), error.message());
-  lock_ = ::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  check_system(lock_ >= 0, "{}: cannot be opened", directory_.string());
+  // Not through a link: what an earlier run left is deleted, and that must be ours.
+  lock_ = ::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  check_system(lock_ >= 0, "{}: cannot be opened as a directory", directory_.string());
   if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
     ::close(lock_);
     fail("{}: another prune is writing this output", directory_.string());
@@ -43,18 +63,24 @@ PruneState::PruneState(const fs::path& out, const nlohmann::json& request)
     while (fs::exists(layer_directory(layers_) / kSingleFile, error)) ++layers_;
     return;
   }
-  for (const auto& entry : fs::directory_iterator(directory_)) fs::remove_all(entry.path(), error);
+  for (const auto& entry : fs::directory_iterator(directory_)) {
+    if (is_ours(entry)) continue;
+    ::close(lock_);
+    fail("{}: holds {}, which prune did not put there; move it away, or choose another output",
+         directory_.string(), entry.path().filename().string());
+  }
+  remove_ours(directory_);
   std::ofstream(directory_ / kRequestFile, std::ios::binary) << text;
 }
 
 PruneState::~PruneState() {
   std::error_code ignored;
-  if (layers_ == 0) fs::remove_all(directory_, ignored);
+  if (layers_ == 0 && !remove_ours(directory_)) fs::remove(directory_, ignored);
   ::close(lock_);
 }
 
 fs::path PruneState::layer_directory(int layer) const {
-  return directory_ / fmt::format("layer-{:05}", layer);
+  return directory_ / fmt::format("{}{:05}", kLayer, layer);
 }
 
 void PruneState::save(const PrunedLayer& layer) {
@@ -79,8 +105,8 @@ DenseMatrix PruneState::load(int layer, const std::string& name, int64_t m, int6
 }
 
 void PruneState::remove() {
-  std::error_code error;
-  fs::remove_all(directory_, error);
+  std::error_code error = remove_ours(directory_);
+  if (!error) fs::remove(directory_, error);
   check(!error, "{}: cannot be removed: {}", directory_.string(), error.message());
   layers_ = 0;
 }

@@ -19,9 +19,10 @@ using PrunedLayer = std::map<std::string, DenseMatrix>;
 class PruneState {
  public:
   /// Takes over the layers of an earlier run if its `request` was the same, else starts anew. `out` absolute.
-  /// Throws `Error` if another process is at it.
+  /// Throws `Error` if another process is at it, or if in its place is a link, or a directory that holds
+  /// anything else: nothing is deleted then.
   PruneState(const std::filesystem::path& out, const nlohmann::json& request);
-  /// Removes the directory unless it holds a layer.
+  /// Removes the directory unless it holds a layer that is done.
   ~PruneState();
   PruneState(const PruneState&) = delete;
   PruneState& operator=(const PruneState&) = delete;

@@ -1,7 +1,9 @@
 """Every command does its job on the bundled demo models and answers with the JSON fields scripts rely on."""
 
+import array
 import json
 import math
+import os
 import struct
 
 import program
@@ -195,6 +197,11 @@ class Perplexity(program.ProgramTest):
         self.assertEqual(strided["tokens"], count)
         self.assertLess(strided["mean_nll"], plain["mean_nll"], "more context predicts better")
 
+    def test_a_model_of_one_token_is_refused(self):
+        for convention in ("bos", "wanda"):
+            self.refused(1, ["perplexity", "-m", LLAMA, "-f", VALID_TEXT, "--max-model-len", 1, "--convention", convention],
+                         says="no token has a context")
+
     def test_convention_of_the_papers(self):
         """Whole windows of BOS once and the text, all but the first token of each scored."""
         text = VALID_TEXT.read_bytes()[:2000]
@@ -290,6 +297,19 @@ class Inspect(program.ProgramTest):
         self.assertEqual(document["plan"]["sparse"]["kv_bytes_per_token"], 2 * 6 * 2 * 64 * 2)
         self.assertGreater(len(document["linears"]), 0)
 
+    def test_plan_of_unequal_layers_is_what_loading_takes(self):
+        self.ok("pack", "-m", LLAMA, "-o", "full", "--dense-output")
+        path = self.tmp / "full" / "model.safetensors"
+        data = path.read_bytes()
+        header = 8 + struct.unpack("<Q", data[:8])[0]
+        weights = array.array("H", data[header:])
+        path.write_bytes(data[:header] + array.array("H", (h or 0x1000 for h in weights)).tobytes())  # no zeros left
+        for name, layers in (("half", "0,0,0,0,0.8,0.8"), ("around", "0.29,0.29,0.29,0.33,0.33,0.33")):
+            self.ok("prune", "-m", "full", "-o", name, "--layer-sparsity", layers)
+            plan = self.json("inspect", "-m", name, "--plan")["plan"]
+            memory = self.json("generate", "-m", name, "-p", "a", "-n", 1)["memory"]
+            self.assertAlmostEqual(plan["sparse"]["weights_bytes"] / memory["weights_bytes"], 1, delta=0.001)
+
     def test_plan_is_what_loading_takes(self):
         for directory in DEMOS.values():
             plan = self.json("inspect", "-m", directory, "--plan")["plan"]
@@ -330,6 +350,17 @@ class PackAndPrune(program.ProgramTest):
         self.assertEqual(len(self.logprobs("all")), 2)
         none = self.json("prune", "-m", OPT, "-o", "none", "--sparsity", 0)
         self.assertAlmostEqual(none["sparsity"], 0.5, delta=0.01)  # the demo's own zeros
+
+    def test_output_is_where_the_system_says(self):
+        (self.tmp / "elsewhere" / "deep").mkdir(parents=True)
+        (self.tmp / "link").symlink_to("elsewhere/deep")
+        (self.tmp / "empty").mkdir()
+        self.refused(1, ["pack", "-m", OPT, "-o", "none/../out"], says="none/..: no such directory")
+        self.ok("pack", "-m", OPT, "-o", "link/../out")
+        self.assertTrue((self.tmp / "elsewhere" / "out" / "config.json").exists())
+        self.ok("pack", "-m", OPT, "-o", "empty/.")
+        self.assertTrue((self.tmp / "empty" / "config.json").exists())
+        self.assertEqual(sorted(os.listdir(self.tmp)), ["elsewhere", "empty", "link"])
 
     def test_min_sparsity(self):
         """Holds for linears that are packed already as for others: the demo's have 50 % zeros."""

@@ -55,6 +55,16 @@ TEST(StopStrings, SelfOverlappingStopIsFound) {
   EXPECT_EQ(feed({"aab"}, {"a", "a", "a", "b"}), (Result{"a", true}));
 }
 
+TEST(StopStrings, AByteTakesTheSameTimeWhateverTheStrings) {
+  const std::string almost = std::string(4095, 'a') + 'b';
+  StopStrings matcher(std::vector<std::string>(16, almost));
+  std::string text;
+  for (int i = 0; i < 50'000; ++i) text += matcher.push("a");  // quadratic: minutes
+  EXPECT_EQ(text.size(), 50'000u - 4095u);
+  EXPECT_EQ(matcher.push("b"), "");
+  EXPECT_TRUE(matcher.stopped());
+}
+
 TEST(StopStrings, ResultDoesNotDependOnHowTextIsCut) {
   std::mt19937 random(3);
   int stopped = 0;

@@ -11,8 +11,8 @@
 #include "kernels/check.h"
 #include "models/checkpoint_tools.h"
 #include "tests/models/model_runner.h"
-#include "tests/temporary_directory.h"
 #include "tests/models/tiny_checkpoint.h"
+#include "tests/temporary_directory.h"
 
 namespace spinfer::test {
 namespace {
@@ -60,6 +60,14 @@ TEST(Checkpoint, ShardsEqualOneFile) {
   write_checkpoint(dir.path() / "one", kTinyOpt, tensors);
   write_sharded(dir.path() / "many", kTinyOpt, tensors, 5);
   EXPECT_EQ(logits_of(dir.path() / "many"), logits_of(dir.path() / "one"));
+}
+
+TEST(Checkpoint, OneFileGoesBeforeAnIndexThatStayed) {
+  TemporaryDirectory dir;
+  const auto tensors = tiny_tensors(parse_config(kTinyOpt, "test"), Dtype::f16);
+  write_checkpoint(dir.path(), kTinyOpt, tensors);
+  write_file(dir.path() / "model.safetensors.index.json", R"({"weight_map": {"a": "gone.safetensors"}})");
+  EXPECT_NO_THROW(ModelRunner::load(dir.path(), {}, 1, 16));
 }
 
 TEST(Checkpoint, NamesWithoutTheLeadingModel) {

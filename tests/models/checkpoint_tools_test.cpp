@@ -13,8 +13,9 @@
 #include "models/json_text.h"
 #include "models/pruning/magnitude.h"
 #include "tests/models/model_runner.h"
-#include "tests/temporary_directory.h"
 #include "tests/models/tiny_checkpoint.h"
+#include "tests/temporary_directory.h"
+#include "tokenizer/file_set.h"
 
 namespace spinfer::test {
 namespace {
@@ -163,6 +164,31 @@ TEST(Pack, KeepsDenseWhatHasFewZerosAndCopiesTheOtherFiles) {
   EXPECT_EQ(load_config(input.out).eos_ids, (std::vector<int32_t>{2, 3}));
   EXPECT_FALSE(fs::exists(input.out / "pytorch_model.bin"));
   EXPECT_EQ(input.beside(), (std::vector<std::string>{"in", "out"}));
+}
+
+TEST(Pack, CopiesEveryFileThatTokenizersRead) {
+  Input input(0.5);
+  for (const std::string_view name : FileSet::kKnownNames) write_file(input.in / name, std::string(name));
+  pack_checkpoint(input.in, input.out, 0.3, input.pool, {});
+  for (const std::string_view name : FileSet::kKnownNames) {
+    ASSERT_TRUE(fs::exists(input.out / name)) << name;
+    EXPECT_EQ(read_text_file(input.out / name, 100), name);
+  }
+}
+
+TEST(Rewriting, RefusesWhatItWouldLeaveOut) {
+  for (const char* extra : {"model.layers.1.mlp.down_proj.bias", "model.layers.2.mlp.down_proj.weight"}) {
+    Input input;
+    auto tensors = tiny_tensors(parse_config(kTinyLlama, "test"), Dtype::f16);
+    tensors.push_back({extra, Dtype::f16, {16}, std::vector<std::byte>(32)});
+    fs::remove_all(input.in);
+    write_checkpoint(input.in, kTinyLlama, tensors);
+    EXPECT_THROW(pack_checkpoint(input.in, input.out, 0.3, input.pool, {}), Error) << extra;
+    EXPECT_THROW(unpack_checkpoint(input.in, input.out, input.pool, {}), Error) << extra;
+    EXPECT_THROW(prune_magnitude(input.in, input.out, {}, input.pool), Error) << extra;
+    EXPECT_THROW(summarize_checkpoint(input.in, 0.3, input.pool), Error) << extra;
+    EXPECT_EQ(input.beside(), kOnlyInput);
+  }
 }
 
 TEST(Pack, OfAPackedDirectoryIsTheSame) {

@@ -138,7 +138,11 @@ TEST(Owl, KeepsTheMeanAndTheRange) {
   EXPECT_NEAR(sparsity[0] - sparsity[1], 0.16, 1e-12);
   EXPECT_NEAR(sparsity[2], 0.6, 1e-12);
   EXPECT_EQ(allocate_by_outliers({0.5, 0.5}, 0.7, 0.08), (std::vector<double>{0.7, 0.7}));
-  EXPECT_EQ(allocate_by_outliers({0, 1}, 0.99, 0.3), (std::vector<double>{1, 0.69}));
+  // Where a layer stops at 1, the others take what it cannot.
+  const auto full = allocate_by_outliers({0, 1}, 0.99, 0.3);
+  EXPECT_EQ(full[0], 1);
+  EXPECT_NEAR(full[1], 0.98, 1e-12);
+  for (const double layer : allocate_by_outliers({0, 1, 3}, 1, 0.08)) EXPECT_NEAR(layer, 1, 1e-12);
 }
 
 // ---- layer by layer
@@ -319,6 +323,28 @@ TEST(PruneCalibrated, AnotherRequestStartsAnew) {
   EXPECT_TRUE(notes.empty());
   for (const LinearSummary& linear : summarize_checkpoint(shop.out, 0, shop.pool).linears)
     EXPECT_EQ(linear.nonzeros, linear.m * linear.k / 4) << linear.name;
+}
+
+TEST(PruneCalibrated, DeletesNothingThatIsNotItsOwn) {
+  Workshop shop;
+  const fs::path state = shop.dir.path() / ".out.pruning", letters = shop.dir.path() / "letters";
+  fs::create_directory(letters);
+  write_file(letters / "state.json", "dear");
+  fs::create_directory_symlink(letters, state);
+  EXPECT_THROW(shop.prune(PruneMethod::wanda, shop.out, {}), Error);  // a link
+  EXPECT_TRUE(fs::exists(letters / "state.json"));
+  fs::remove(state);
+  for (const char* name : {"diary", "layer-", "layer-00000x"}) {
+    fs::create_directory(state);
+    write_file(state / name, "dear");
+    write_file(state / "state.json", "another request");
+    EXPECT_THROW(shop.prune(PruneMethod::wanda, shop.out, {}), Error) << name;
+    EXPECT_TRUE(fs::exists(state / name)) << name;
+    EXPECT_TRUE(fs::exists(state / "state.json")) << name;
+    fs::remove_all(state);
+  }
+  shop.prune(PruneMethod::wanda, shop.out, {});
+  EXPECT_EQ(shop.beside(), (std::vector<std::string>{"in", "letters", "out"}));
 }
 
 // ---- layers that have something wrong with them

@@ -90,6 +90,15 @@ class Api(ProgramTest):
                 self.assertEqual(streamed, choice["logprobs"][key], key)
         self.assertNotEqual(whole["choices"][0]["text"], whole["choices"][1]["text"])
 
+    def test_text_offsets_of_text_that_was_held_back(self):
+        fields = {"prompt": PROMPT, "max_tokens": 30, "temperature": 0, "logprobs": 0}
+        whole = self.server.complete(**fields)["choices"][0]
+        fields["stop"] = whole["text"][5] + "\x01"  # held back whenever that character comes
+        pieces = [event["choices"][0] for event in self.stream("/v1/completions", fields)]
+        self.assertEqual("".join(piece["text"] for piece in pieces), whole["text"])
+        offsets = [offset for piece in pieces if piece["logprobs"] for offset in piece["logprobs"]["text_offset"]]
+        self.assertEqual(offsets, whole["logprobs"]["text_offset"])
+
     def test_seed_makes_answers_repeat(self):
         texts = [self.server.complete(PROMPT, max_tokens=20, seed=seed)["choices"][0]["text"] for seed in (1, 1, 2)]
         self.assertEqual(texts[0], texts[1])
@@ -147,6 +156,24 @@ class Api(ProgramTest):
             self.assertEqual(bytes(token["bytes"]).decode(), token["token"])
             self.assertEqual(len(token["top_logprobs"]), 3)
             self.assertLessEqual(token["logprob"], token["top_logprobs"][0]["logprob"])
+
+    def test_the_sampled_token_is_among_the_top_ones(self):
+        answer = self.server.complete(PROMPT, max_tokens=30, temperature=5, seed=1, logprobs=1)
+        logprobs = answer["choices"][0]["logprobs"]
+        sizes = set()
+        for token, logprob, top in zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"]):
+            self.assertEqual(top[token], logprob)
+            sizes.add(len(top))
+        self.assertEqual(max(sizes), 2)  # one more than asked for where another token was sampled
+        alone = self.server.complete(PROMPT, max_tokens=3, logprobs=0)["choices"][0]["logprobs"]
+        self.assertEqual([list(top) for top in alone["top_logprobs"]], [[token] for token in alone["tokens"]])
+
+    def test_usage_counts_the_end_of_text(self):
+        end = json.loads((LLAMA / "config.json").read_text())["eos_token_id"]
+        answer = self.server.complete(PROMPT, max_tokens=9, logit_bias={str(end): 100})
+        self.assertEqual(answer["choices"][0]["finish_reason"], "stop")
+        self.assertEqual(answer["choices"][0]["text"], "")
+        self.assertEqual(answer["usage"]["completion_tokens"], 1)
 
     def test_chat_fills_the_model_by_default(self):
         body = {"messages": [{"role": "user", "content": "Go on."}], "ignore_eos": True}

@@ -120,6 +120,27 @@ class Chat(ProgramTest):
         model = live.model_with_chat(self.tmp)
         self.refused(1, ["chat", "-m", model], says="the model takes 512", stdin=b"word " * 600 + b"\n")
 
+    def test_logprobs(self):
+        model = live.model_with_chat(self.tmp)
+        self.refused(2, ["chat", "-m", model, "--logprobs", 2], says="--json")
+        answer = self.json("chat", "-m", model, "-n", 5, "--ignore-eos", "--json", "--logprobs", 2, stdin=b"Hello\n/exit\r\n")
+        self.assertEqual([len(token["top"]) for token in answer["logprobs"]], [2] * 5)
+
+    def test_sigint_ends_it_without_a_terminal(self):
+        model = live.model_with_chat(self.tmp)
+        for turn in (b"", b"Tell me a story\n"):  # idle, and in an answer
+            with subprocess.Popen(command("chat", "-m", model, "-n", 480, "--ignore-eos", "-t", 1), stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+                process.stdin.write(turn)
+                process.stdin.flush()
+                if turn:
+                    self.assertTrue(process.stdout.read(1))
+                else:
+                    time.sleep(1)
+                process.send_signal(signal.SIGINT)
+                self.assertEqual(process.wait(20 * live.SLOWNESS), 130)
+                self.assertEqual(process.stderr.read(), b"")
+
     def test_ctrl_c_stops_the_answer_and_not_the_program(self):
         model = live.model_with_chat(self.tmp)
         master, slave = self.terminal()

@@ -75,9 +75,8 @@ TEST(TokenizeRequests, AreRead) {
   EXPECT_EQ(parse_detokenize_request(R"({"tokens": [1, 2]})").tokens, (std::vector<int32_t>{1, 2}));
 }
 
-using Parse = GenerationRequest (*)(std::string_view);
-
 /// `param` is the error's; "" where no field is at fault.
+template <class Parse>
 void expect_refused(Parse parse, const std::string& body, const std::string& param) {
   try {
     parse(body);
@@ -95,6 +94,7 @@ struct BadField {
   std::vector<const char*> values;
 };
 
+template <class Parse>
 void expect_refused(Parse parse, const std::string& good_fields, const std::vector<BadField>& table) {
   for (const BadField& field : table) {
     for (const char* value : field.values) {
@@ -150,6 +150,14 @@ TEST(Requests, RefuseBadValuesOfSharedFields) {
   expect_refused(parse_completion_request,
                  R"({"prompt": "a", "stream": true, "stream_options": {"include_usage": 1}})",
                  "include_usage");
+  expect_refused(parse_completion_request,
+                 R"({"prompt": "a", "stream": true, "stream_options": {"continuous": true}})", "continuous");
+}
+
+TEST(TokenizeRequests, RefuseFieldsTheyDoNotHave) {
+  expect_refused(parse_tokenize_request, R"({"prompt": "a", "messages": []})", "messages");
+  expect_refused(parse_detokenize_request, R"({"tokens": [1], "prompt": "a"})", "prompt");
+  EXPECT_EQ(parse_tokenize_request(R"({"prompt": "a", "messages": null})").text, "a");
 }
 
 TEST(CompletionRequest, RefusesWhatIsWrong) {
