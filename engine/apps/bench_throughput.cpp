@@ -180,7 +180,7 @@ class ThroughputRun {
     if (flags_.workload.samples) json["samples"] = samples_json(run_);
     double gap = 0;
     for (const double seconds : decode_.gaps) gap += seconds;
-    const auto steps = double(std::max<size_t>(1, decode_.gaps.size()));
+    const size_t steps = decode_.gaps.size();
     json["warm_up_s"] = warm_up_seconds_;
     json["unanswered"] = items_.size() - run_.requests.size();
     json["saturated_s"] = saturation_.seconds;
@@ -195,12 +195,12 @@ class ThroughputRun {
     json["weights_bytes"] = memory.weights_bytes;
     json["peak_bytes"] = memory.peak_bytes;
     json["driver_bytes"] = memory.driver_bytes;
-    json["decode_steps"] = decode_.gaps.size();
-    json["decode_batch_mean"] = double(decode_.tokens) / steps;
-    json["decode_step_ms_mean"] = decode_.seconds / steps * 1e3;
-    json["host_gap_ms_mean"] = gap / steps * 1e3;
+    json["decode_steps"] = steps;
+    json["decode_batch_mean"] = mean(double(decode_.tokens), steps);
+    json["decode_step_ms_mean"] = mean(decode_.seconds, steps) * 1e3;
+    json["host_gap_ms_mean"] = mean(gap, steps) * 1e3;
     json["host_gap_ms_p99"] = quantile(decode_.gaps, 0.99) * 1e3;
-    json["host_gap_pct"] = decode_.seconds > 0 ? 100 * gap / decode_.seconds : 0;
+    json["host_gap_pct"] = decode_.seconds > 0 ? 100 * gap / decode_.seconds : kNone;
     return json;
   }
 
@@ -237,14 +237,12 @@ nlohmann::json measure(const ThroughputFlags& flags, bool dense) {
 
 std::string table_of(const char* title, const nlohmann::json& figures) {
   return fmt::format(
-      "{}: {}decode steps of {:.1f} requests: {:.3f} ms each, of which the device waits {:.4f} ms for the "
-      "host ({:.2f} "
-      "%)\n{} preemptions; at most {} running, {} of {} KV blocks used\n{:.1f} output tokens/s in the {:.1f} "
-      "s from "
-      "the first answer on in which requests waited\n",
-      title, serving_table(figures), figures["decode_batch_mean"].get<double>(),
-      figures["decode_step_ms_mean"].get<double>(), figures["host_gap_ms_mean"].get<double>(),
-      figures["host_gap_pct"].get<double>(), figures["preemptions"].get<int64_t>(),
+      "{}: {}decode steps of {} requests: {} ms each, of which the device waits {} ms for the host ({} %)\n"
+      "{} preemptions; at most {} running, {} of {} KV blocks used\n"
+      "{:.1f} output tokens/s in the {:.1f} s from the first answer on in which requests waited\n",
+      title, serving_table(figures), decimal(figures["decode_batch_mean"], 1),
+      decimal(figures["decode_step_ms_mean"], 3), decimal(figures["host_gap_ms_mean"], 4),
+      decimal(figures["host_gap_pct"], 2), figures["preemptions"].get<int64_t>(),
       figures["most_running"].get<int>(), figures["kv_blocks_most_used"].get<int64_t>(),
       figures["kv_blocks"].get<int64_t>(), figures["saturated_output_throughput"].get<double>(),
       figures["saturated_s"].get<double>());
@@ -256,13 +254,13 @@ void run_throughput(const ThroughputFlags& flags) {
   if (!flags.baseline.empty()) {
     document["dense"] = measure(flags, true);
     const double dense = document["dense"]["output_throughput"];
-    document["speedup"] = dense > 0 ? document["sparse"]["output_throughput"].get<double>() / dense : 0;
+    document["speedup"] = dense > 0 ? document["sparse"]["output_throughput"].get<double>() / dense : kNone;
   }
   if (flags.common.json) return print_json(document);
   print_out(table_of("sparse", document["sparse"]));
   if (flags.baseline.empty()) return;
   print_out(table_of("\ndense", document["dense"]));
-  print_out(fmt::format("\noutput tokens/s, sparse to dense: {:.2f}×\n", document["speedup"].get<double>()));
+  print_out(fmt::format("\noutput tokens/s, sparse to dense: {}×\n", decimal(document["speedup"], 2)));
 }
 
 }  // namespace

@@ -17,13 +17,21 @@ constexpr const char* kSeries[][2] = {{"ttft_ms", "time to first token"},
                                       {"e2el_ms", "whole request"}};
 
 void add_series(nlohmann::json& figures, const std::string& name, const std::vector<double>& seconds) {
-  const double sum = std::accumulate(seconds.begin(), seconds.end(), 0.0);
-  figures["mean_" + name] = seconds.empty() ? 0 : sum / double(seconds.size()) * 1e3;
+  figures["mean_" + name] = mean(std::accumulate(seconds.begin(), seconds.end(), 0.0), seconds.size()) * 1e3;
   figures["median_" + name] = quantile(seconds, 0.5) * 1e3;
   figures["p99_" + name] = quantile(seconds, 0.99) * 1e3;
 }
 
 }  // namespace
+
+double mean(double sum, size_t count) {
+  return count > 0 ? sum / double(count) : kNone;
+}
+
+std::string decimal(const nlohmann::json& figure, int decimals) {
+  const auto value = figure.get<double>();
+  return std::isnan(value) ? "-" : fmt::format("{:.{}f}", value, decimals);
+}
 
 nlohmann::json serving_json(const ServingRun& run) {
   std::vector<double> ttft, tpot, itl, e2el;
@@ -56,6 +64,8 @@ nlohmann::json serving_json(const ServingRun& run) {
 nlohmann::json samples_json(const ServingRun& run) {
   const auto rounded = [](double seconds) { return std::round(seconds * 1e6) / 1e3; };
   nlohmann::json samples;
+  for (const char* name : {"ttft_ms", "e2el_ms", "input_tokens", "output_tokens"})
+    samples[name] = nlohmann::json::array();
   for (const RequestFigures& request : run.requests) {
     samples["ttft_ms"].push_back(rounded(request.first_token));
     samples["e2el_ms"].push_back(rounded(request.end));
@@ -67,6 +77,9 @@ nlohmann::json samples_json(const ServingRun& run) {
 
 std::string serving_table(const nlohmann::json& figures) {
   const auto value = [&](const std::string& name) { return figures.at(name).get<double>(); };
+  const auto ms = [&](const char* of, const char* name) {
+    return decimal(figures.at(fmt::format("{}_{}", of, name)), 2);
+  };
   std::string text = fmt::format(
       "{} requests answered, {} failed, in {:.1f} s: {:.2f} requests/s, {:.1f} output tokens/s, {:.1f} "
       "tokens/s\n",
@@ -74,8 +87,8 @@ std::string serving_table(const nlohmann::json& figures) {
       value("request_throughput"), value("output_throughput"), value("total_token_throughput"));
   text += fmt::format("{:<24}{:>12}{:>12}{:>12}\n", "ms", "mean", "median", "P99");
   for (const auto& [name, label] : kSeries) {
-    text += fmt::format("{:<24}{:>12.2f}{:>12.2f}{:>12.2f}\n", label, value(fmt::format("mean_{}", name)),
-                        value(fmt::format("median_{}", name)), value(fmt::format("p99_{}", name)));
+    text += fmt::format("{:<24}{:>12}{:>12}{:>12}\n", label, ms("mean", name), ms("median", name),
+                        ms("p99", name));
   }
   return text;
 }

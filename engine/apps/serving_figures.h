@@ -2,11 +2,15 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
 namespace spinfer {
+
+/// A figure that is none. Written, it is null.
+constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
 /// One request, in seconds since it was due or sent.
 struct RequestFigures {
@@ -24,10 +28,15 @@ struct ServingRun {
 };
 
 /// completed, failed, duration_s, request_throughput, output_throughput, total_token_throughput, and mean_,
-/// median_ and p99_ of ttft_ms, tpot_ms, itl_ms and e2el_ms.
+/// median_ and p99_ of ttft_ms, tpot_ms, itl_ms and e2el_ms, which are kNone of nothing.
 nlohmann::json serving_json(const ServingRun& run);
 /// The same figures of each request: ttft_ms, e2el_ms, input_tokens, output_tokens, as lists of equal length.
 nlohmann::json samples_json(const ServingRun& run);
 std::string serving_table(const nlohmann::json& figures);
+
+/// `sum` over `count`; kNone of nothing.
+double mean(double sum, size_t count);
+/// A figure as tables show it: "-" for kNone.
+std::string decimal(const nlohmann::json& figure, int decimals);
 
 }  // namespace spinfer

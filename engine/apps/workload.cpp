@@ -36,21 +36,72 @@ std::optional<T> number(std::string_view text) {
   return value;
 }
 
+/// A written moment, read from left to right. What is not as it should be is remembered in `good`.
+struct TimeText {
+  std::string_view rest;
+  bool good = true;
+
+  size_t digits() const { return std::min(rest.find_first_not_of("0123456789"), rest.size()); }
+
+  int field(size_t width, int least, int most) {
+    const int value = digits() >= width ? number<int>(rest.substr(0, width)).value_or(-1) : -1;
+    good = good && value >= least && value <= most;
+    rest.remove_prefix(std::min(width, rest.size()));
+    return value;
+  }
+
+  bool skip(std::string_view one_of) {
+    const bool found = !rest.empty() && one_of.find(rest[0]) != std::string_view::npos;
+    if (found) rest.remove_prefix(1);
+    return found;
+  }
+
+  void need(std::string_view one_of) { good = skip(one_of) && good; }
+
+  /// ".6805900", or nothing.
+  double fraction() {
+    if (!skip(".")) return 0;
+    const size_t count = digits();
+    const auto value = number<double>(fmt::format("0.{}", rest.substr(0, count)));
+    good = good && count > 0 && value;
+    rest.remove_prefix(count);
+    return value.value_or(0);
+  }
+
+  /// Seconds east of UTC: "+01:00", "Z" or nothing.
+  int offset() {
+    if (rest.empty() || skip("Z")) return 0;
+    const int sign = rest[0] == '-' ? -1 : 1;
+    need("+-");
+    const int hours = field(2, 0, 23);
+    need(":");
+    return sign * (hours * 3600 + field(2, 0, 59) * 60);
+  }
+};
+
 /// Seconds since some fixed moment.
 std::optional<double> time_of(std::string_view text) {
   if (const auto seconds = number<double>(text)) return seconds;
-  if (text.size() < 19 || text[4] != '-' || text[7] != '-' || text[13] != ':' || text[16] != ':')
-    return std::nullopt;
-  const auto field = [&](size_t at, size_t size) { return number<int>(text.substr(at, size)); };
-  const auto year = field(0, 4), month = field(5, 2), day = field(8, 2), hour = field(11, 2),
-             minute = field(14, 2);
-  const auto second = number<double>(text.substr(17));
-  if (!year || !month || !day || !hour || !minute || !second) return std::nullopt;
-  const std::chrono::year_month_day date{std::chrono::year(*year), std::chrono::month(unsigned(*month)),
-                                         std::chrono::day(unsigned(*day))};
+  TimeText time{text};
+  const int year = time.field(4, 0, 9999);
+  time.need("-");
+  const int month = time.field(2, 1, 12);
+  time.need("-");
+  const int day = time.field(2, 1, 31);
+  time.need(" T");
+  const int hour = time.field(2, 0, 23);
+  time.need(":");
+  const int minute = time.field(2, 0, 59);
+  time.need(":");
+  const int second = time.field(2, 0, 59);
+  const double fraction = time.fraction();
+  const int offset = time.offset();
+  if (!time.good || !time.rest.empty()) return std::nullopt;
+  const std::chrono::year_month_day date{std::chrono::year(year), std::chrono::month(unsigned(month)),
+                                         std::chrono::day(unsigned(day))};
   if (!date.ok()) return std::nullopt;
   const auto days = std::chrono::sys_days(date).time_since_epoch().count();
-  return double(days) * 86400 + *hour * 3600 + *minute * 60 + *second;
+  return double(days) * 86400 + (hour * 3600 + minute * 60 + second - offset) + fraction;
 }
 
 void set_arrivals(std::vector<WorkItem>& items, const std::string& rate, uint64_t seed) {
@@ -100,12 +151,14 @@ std::vector<WorkItem> parse_trace(const std::string& text, const std::string& na
   std::optional<size_t> time_column, input_column, output_column;
   size_t line_number = 0;
   double first = 0;
-  for (std::string_view line : split(text, '\n')) {
+  std::string_view lines = text;
+  if (lines.starts_with("\xef\xbb\xbf")) lines.remove_prefix(3);  // a byte order mark
+  for (std::string_view line : split(lines, '\n')) {
     if (line.ends_with('\r')) line.remove_suffix(1);
     ++line_number;
     if (line.empty()) continue;
     const std::vector<std::string_view> cells = split(line, ',');
-    if (line_number == 1) {
+    if (!time_column) {
       for (size_t i = 0; i < cells.size(); ++i) {
         if (cells[i] == "TIMESTAMP") time_column = i;
         if (cells[i] == "ContextTokens") input_column = i;

@@ -30,9 +30,9 @@ CLI::Validator request_rate();
 /// In order of arrival. Throws `Error` naming file and line for a trace that cannot be read.
 std::vector<WorkItem> make_workload(const WorkloadFlags& flags, const std::string& rate, uint64_t seed);
 
-/// A CSV whose first line names its columns: TIMESTAMP ("2023-11-16 18:15:46.6805900" or seconds),
-/// ContextTokens, GeneratedTokens, as the Azure LLM inference traces have them. Throws `Error` naming `name`
-/// and the line.
+/// A CSV whose first line names its columns: TIMESTAMP ("2023-11-16 18:15:46.6805900", with or without "T",
+/// "Z" or "+01:00" as ISO 8601 has them, or seconds), ContextTokens, GeneratedTokens, as the Azure LLM
+/// inference traces have them. Throws `Error` naming `name` and the line.
 std::vector<WorkItem> parse_trace(const std::string& text, const std::string& name);
 
 }  // namespace spinfer

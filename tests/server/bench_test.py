@@ -40,6 +40,37 @@ class Throughput(ProgramTest):
         self.assertLess(figures["saturated_s"], figures["duration_s"])
         self.assertGreater(figures["saturated_output_throughput"], 0)
 
+    def test_figures_of_nothing_are_none(self):
+        """One token has no second one, and in no time nothing is answered."""
+        for limits, none in ((("--output-len", 1), ["tpot", "itl"]),
+                             (("--duration", 1e-6, "--samples"), ["ttft", "tpot", "itl", "e2el"])):
+            arguments = ("bench", "throughput", "-m", LLAMA, "--num-prompts", 2, "--input-len", 4, "--baseline", "dense", *limits)
+            done = self.json(*arguments)
+            for figures in (done["sparse"], done["dense"]):
+                self.assertEqual([name for name in SERIES if figures[name] is None],
+                                 [name for name in SERIES if name.split("_")[1] in none])
+                self.assertEqual(figures["decode_steps"], 0)
+                for name in ("decode_batch_mean", "decode_step_ms_mean", "host_gap_ms_mean", "host_gap_pct"):
+                    self.assertIsNone(figures[name], name)
+            table = self.ok(*arguments).decode()
+            self.assertNotIn("nan", table)
+            self.assertRegex(table, r"time per output token +- +- +-\n")
+            self.assertIn("decode steps of - requests: - ms each", table)
+        self.assertEqual(done["sparse"]["samples"], {"ttft_ms": [], "e2el_ms": [], "input_tokens": [], "output_tokens": []})
+        self.assertIsNone(done["speedup"])
+
+    def test_times_of_a_trace(self):
+        """All of these are the same second: none waits for another."""
+        times = ("2023-11-16 18:15:46", "2023-11-16T18:15:46.1Z", "2023-11-16 18:15:46.20+00:00",
+                 "2023-11-16T19:45:46.3+01:30", "2023-11-15 23:15:46.4-19:00")
+        for header, rows in ((TRACE.splitlines()[0], times), ("\ufeff" + TRACE.splitlines()[0], times[:1]),
+                             ("\n" + TRACE.splitlines()[0], times[:1])):
+            trace = self.file("trace.csv", "\r\n".join([header, *(f"{time},4,2" for time in rows), ""]))
+            figures = self.json("bench", "throughput", "-m", LLAMA, "--trace", trace, "--request-rate", "trace", "--duration",
+                                30 * live.SLOWNESS)["sparse"]
+            self.assertEqual((figures["completed"], figures["unanswered"]), (len(rows), 0))
+            self.assertGreater(figures["duration_s"], 0.1 * (len(rows) - 1))
+
     def test_a_trace_and_its_times(self):
         trace = self.file("trace.csv", TRACE)
         figures = self.json("bench", "throughput", "-m", LLAMA, "--trace", trace, "--request-rate", "trace")["sparse"]
@@ -63,6 +94,14 @@ class Throughput(ProgramTest):
                 (1, "line 2", ["--trace", self.file("c.csv", TRACE.splitlines()[0] + "\n2023-13-01 00:00:00,2,3\n")]),
                 (1, "holds no", ["--trace", self.file("d.csv", TRACE.splitlines()[0] + "\n")])):
             self.refused(status, ["bench", "throughput", "-m", LLAMA, *arguments], says=says)
+        for time in ("2023-11-16 24:00:00", "2023-11-16 99:99:99", "2023-11-16 -1:00:00", "2023-11-16 18:60:00",
+                     "2023-11-16 18:15:60", "2023-11-16 18:15:-1", "2023-11-16 18:15:4", "2023-11-16 18:15:1e1",
+                     "2023-11-16 18:15:46.", "2023-11-16 18:15:46+", "2023-11-16 18:15:46+1:00", "2023-11-16 18:15:46+24:00",
+                     "2023-11-16 18:15:46+01:60", "2023-11-16 18:15:46Z+01:00", "2023-11-16 18:15:46 UTC", "2023-02-29 00:00:00",
+                     "2023-11-1618:15:46", "-023-11-16 18:15:46", "inf", ""):
+            with self.subTest(time=time):
+                trace = self.file("e.csv", f"{TRACE.splitlines()[0]}\n{time},2,3\n")
+                self.refused(1, ["bench", "throughput", "-m", LLAMA, "--trace", trace], says="line 2")
         self.refused(2, ["bench", "throughput"], says="-m")
 
 
