@@ -32,6 +32,7 @@ struct GenerateFlags {
 struct PromptText {
   std::string text;
   SamplingParams params;
+  std::string where = {};  ///< of the line
 };
 
 PromptText parse_prompt_line(std::string_view line, const std::string& where,
@@ -39,7 +40,7 @@ PromptText parse_prompt_line(std::string_view line, const std::string& where,
   const auto json = nlohmann::json::parse(line, nullptr, false);
   check(json.is_object() && json.contains("prompt") && json["prompt"].is_string(),
         "{}: must be a JSON object with a string \"prompt\"", where);
-  PromptText result{json["prompt"], defaults};
+  PromptText result{json["prompt"], defaults, where};
   for (const auto& [key, value] : json.items()) {
     if (key == "n") {
       check(value.is_number_integer() && value >= 1 && value <= 1 << 24,
@@ -61,6 +62,7 @@ PromptText parse_prompt_line(std::string_view line, const std::string& where,
       check(key == "prompt", "{}: unknown field \"{}\" (known: prompt, n, stop, seed)", where, key);
     }
   }
+  naming(where, [&] { check_sampling_params(result.params); });
   return result;
 }
 
@@ -108,11 +110,13 @@ FinishedRun run_once(const GenerateFlags& flags, const std::vector<PromptText>& 
         flags.common.model);
   FinishedRun finished;
   for (const PromptText& text : texts) {
-    finished.prompts.push_back({engine->tokenizer()->encode(text.text, true), text.params});
+    finished.prompts.push_back({engine->tokenizer()->encode(text.text, true), text.params, text.where});
     // Drawn by the prompt's number, not the request's: a warm-up must not change the text.
     auto& seed = finished.prompts.back().params.seed;
     if (!seed) seed = finished.prompts.size() - 1;
-    check(!finished.prompts.back().ids.empty(), "an empty prompt needs a model with a begin-of-text token");
+    naming(text.where, [&] {
+      check(!finished.prompts.back().ids.empty(), "an empty prompt needs a model with a begin-of-text token");
+    });
   }
   const bool measured = flags.report || !flags.baseline.empty();
   if (measured) warm_up(*engine, finished.prompts);

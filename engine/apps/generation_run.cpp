@@ -42,8 +42,9 @@ GenerationRun run_prompts(Engine& engine, const std::vector<Prompt>& prompts,
   run.outputs.resize(prompts.size());
   std::unordered_map<RequestId, size_t> index;
   for (size_t i = 0; i < prompts.size(); ++i) {
-    index[engine.add_request(prompts[i].ids, prompts[i].params)] = i;
-    run.times.prompt_tokens += int64_t(prompts[i].ids.size());
+    const Prompt& prompt = prompts[i];
+    index[naming(prompt.where, [&] { return engine.add_request(prompt.ids, prompt.params); })] = i;
+    run.times.prompt_tokens += int64_t(prompt.ids.size());
   }
 
   std::vector<bool> has_token(prompts.size());

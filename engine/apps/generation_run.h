@@ -7,13 +7,26 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "kernels/check.h"
 
 namespace spinfer {
 
 struct Prompt {
   std::vector<int32_t> ids;
   SamplingParams params;
+  std::string where = {};  ///< "FILE line 3", or empty: what errors about the prompt begin with
 };
+
+/// What `work` returns; its errors begin with `where`, unless that is empty.
+template <class Work>
+auto naming(const std::string& where, const Work& work) {
+  try {
+    return work();
+  } catch (const Error& error) {
+    if (where.empty()) throw;
+    fail("{}: {}", where, error.what());
+  }
+}
 
 struct Generation {
   std::vector<int32_t> ids;  ///< new tokens, end-of-text not among them

@@ -181,6 +181,9 @@ BAD_PROMPT_LINES = [
     ('{"prompt": "a", "stop": 5}', "stop"),
     ('{"prompt": "a", "temperature": 1}', "temperature"),
     ('{"prompt": "a"', "line 1"),
+    (json.dumps({"prompt": "a", "stop": ["x"] * 17}), ("p.jsonl line 1: ", "17 stop strings")),
+    ('{"prompt": "a"}\n{"prompt": "a", "n": 512}', ("p.jsonl line 2: ", "512 new")),
+    (json.dumps({"prompt": "word " * 600}), ("p.jsonl line 1: ", "602 tokens")),
     ("", "no prompts"),
 ]
 
