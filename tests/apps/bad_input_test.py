@@ -317,6 +317,16 @@ class BadInput(program.ProgramTest):
             self.assertEqual((done.returncode, done.stdout), (1, b""), arguments)
             self.assertIn(b"stdin: reading failed", done.stderr)
 
+    def test_side_files_that_cannot_be_copied(self):
+        shutil.copytree(LLAMA, self.tmp / "model")
+        for make in (os.mkdir, os.mkfifo, lambda path: os.symlink("nowhere", path)):
+            path = self.tmp / "model" / "tokenizer.json"
+            make(path)
+            for arguments in (["pack"], ["pack", "--dense-output"], ["prune"]):
+                self.refused(FAILURE, [*arguments, "-m", "model", "-o", "out"], says="model/tokenizer.json: cannot be copied: ")
+            path.rmdir() if path.is_dir() else path.unlink()
+        self.assertEqual(os.listdir(self.tmp), ["model"])
+
     def test_model_larger_than_memory_is_refused_first(self):
         config = ROOT / "configs" / "models" / "opt-175b.json"
         self.refused(1, ("bench", "latency", "--config", config, "--device", "cpu"), says=("do not fit", "bytes"))
