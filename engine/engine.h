@@ -25,6 +25,8 @@ struct InjectedFault {
   bool hang = false;
 };
 
+constexpr double kLowestGpuMemoryUtilization = 0.01;
+
 struct EngineOptions {
   std::filesystem::path model;  ///< Hugging Face or packed directory; with `random_weights`, a config.json
   std::optional<double> random_weights;  ///< sparsity of random weights instead of a checkpoint's
@@ -42,8 +44,8 @@ struct EngineOptions {
   int max_num_batched_tokens = 8192;
   /// Memory for the logits of scored prompts, beyond one row per sequence: more rows a step only save steps.
   int64_t score_logits_bytes = int64_t{128} << 20;
-  int64_t max_model_len = 0;  ///< 0: what the model allows
-  double gpu_memory_utilization = 0.9;
+  int64_t max_model_len = 0;            ///< 0: what the model allows
+  double gpu_memory_utilization = 0.9;  ///< kLowestGpuMemoryUtilization…1
   int64_t kv_cache_bytes =
       0;  ///< 0: from what is left (GPU), or as many blocks as max_num_seqs needs up to a cap (CPU)
   int64_t num_kv_blocks = 0;  ///< overrides kv_cache_bytes

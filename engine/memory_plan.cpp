@@ -121,7 +121,7 @@ void check_engine_options(const EngineOptions& o) {
   check_flag<int64_t>("--num-kv-blocks", o.num_kv_blocks, 0,
                       std::numeric_limits<int32_t>::max() / o.block_size);
   check_flag<int64_t>("--kv-cache-memory", o.kv_cache_bytes, 0, int64_t{1} << 50);
-  check_flag("--gpu-memory-utilization", o.gpu_memory_utilization, 0.01, 1.0);
+  check_flag("--gpu-memory-utilization", o.gpu_memory_utilization, kLowestGpuMemoryUtilization, 1.0);
   check_flag("--min-sparsity", o.min_sparsity, 0.0, 1.0);
   if (o.random_weights) check_flag("--sparsity", *o.random_weights, 0.0, 1.0);
 }

@@ -1,6 +1,7 @@
 #include "engine/apps/options.h"
 
 #include <spdlog/spdlog.h>
+#include <sys/stat.h>
 
 #include <charconv>
 #include <cmath>
@@ -24,7 +25,9 @@ CLI::Validator number_in(double low, double high, const std::string& range, bool
         double value = 0;
         const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
         const bool parsed = error == std::errc() && end == text.data() + text.size() && std::isfinite(value);
-        if (parsed && (low_exclusive ? value > low : value >= low) && value <= high) return {};
+        // Some end as a float, in which the smallest doubles are 0.
+        const bool above = low_exclusive ? float(value) > float(low) : value >= low;
+        if (parsed && above && value <= high) return {};
         return fmt::format("'{}' is not a number in {}", text, range);
       },
       range);
@@ -48,10 +51,21 @@ CLI::Validator not_empty() {
       [](std::string& text) -> std::string { return text.empty() ? "must not be empty" : ""; }, "");
 }
 
+void check_reachable(const std::filesystem::path& path) {
+  struct stat status {};
+  const auto found = [&](const std::filesystem::path& file) {
+    if (::stat(file.c_str(), &status) == 0) return true;
+    check_system(errno == ENOENT, "{}: cannot be reached", file.string());
+    return false;
+  };
+  if (found(path) && S_ISDIR(status.st_mode)) found(path / "config.json");
+}
+
 void CommonFlags::add_to(CLI::App& command, Model requirement) {
   auto* option =
       command.add_option("-m,--model", model, "model directory (Hugging Face layout, dense or packed)")
-          ->check(not_empty());
+          ->check(not_empty())
+          ->each(check_reachable);
   if (requirement == Model::required) option->required();
   command.option_defaults()->group("Common options");  // shown after the command's own
   command.add_option("--device", device, "auto, cpu or cuda")
@@ -110,7 +124,7 @@ void CapacityFlags::add_to(CLI::App& command) {
   command.add_option("--max-model-len", max_model_len, "longest sequence; 0 = the model's")
       ->check(whole_number_in(0, 1 << 24));
   command.add_option("--gpu-memory-utilization", gpu_memory_utilization, "share of GPU memory to use")
-      ->check(number_in(0, 1, "(0, 1]", true))
+      ->check(number_in(kLowestGpuMemoryUtilization, 1, fmt::format("[{}, 1]", kLowestGpuMemoryUtilization)))
       ->capture_default_str();
   command.add_option("--kv-cache-memory", kv_cache_memory, "bytes of KV cache; 0 = what is left")
       ->check(whole_number_in(0, int64_t{1} << 50));
@@ -135,7 +149,7 @@ void CapacityFlags::apply(EngineOptions& options) const {
 }
 
 void ConfigFlags::add_to(CLI::App& command, const std::string& config_help) {
-  command.add_option("--config", config, config_help)->check(not_empty());
+  command.add_option("--config", config, config_help)->check(not_empty())->each(check_reachable);
   command.add_option("--sparsity", sparsity, "zeros assumed with --config")
       ->check(number_in(0, 1, "0..1"))
       ->default_str(fmt::format("{}", kAssumedSparsity));

@@ -64,11 +64,16 @@ struct ConfigFlags {
   void apply(EngineOptions& options) const;
 };
 
-/// Validators for CLI11: a number in [low, high] or (low, high], NaN excluded; a whole number in [low, high].
-/// Nothing but the number may be given. `range` is what the message calls legal.
+/// Validators for CLI11: a number in [low, high] or (low, high], the latter as a float too, NaN excluded; a
+/// whole number in [low, high]. Nothing but the number may be given. `range` is what the message calls legal.
 CLI::Validator number_in(double low, double high, const std::string& range, bool low_exclusive = false);
 CLI::Validator whole_number_in(int64_t low, int64_t high);
 CLI::Validator not_empty();
+
+/// For a path that a model is read from. Throws `Error` with the system's reason if it, or config.json in it,
+/// cannot be looked up: a directory that may not be entered, a loop of links. Whether it is there is for
+/// those to say who read it.
+void check_reachable(const std::filesystem::path& path);
 
 /// The whole of a file, or of stdin for "-". Throws `Error` naming the path. At most 1 GiB.
 std::string read_text(const std::string& path);

@@ -20,7 +20,7 @@ void SamplingFlags::add_to(CLI::App& command) {
       ->capture_default_str();
   command.add_option("--min-p", min_p, "0 = off")->check(number_in(0, 1, "[0, 1]"))->capture_default_str();
   command.add_option("--repeat-penalty", repeat_penalty, "1 = off")
-      ->check(number_in(0, 1000, "(0, 1000]", true))
+      ->check(number_in(kLowestRepeatPenalty, 1000, fmt::format("[{}, 1000]", kLowestRepeatPenalty)))
       ->capture_default_str();
   command.add_option("--stop", stop, "end before this text; may be given several times")
       ->allow_extra_args(false)
@@ -39,6 +39,8 @@ SamplingParams SamplingFlags::params(std::optional<uint64_t> seed) const {
   for (const std::string& text : stop) {
     if (text.empty() || text.size() > size_t{kMaxStopBytes})
       throw UsageError(fmt::format("--stop: {} bytes long, must be 1 to {}", text.size(), kMaxStopBytes));
+    if ((uint8_t(text[0]) & 0xc0) == 0x80)
+      throw UsageError("--stop: must not begin inside a UTF-8 character");
   }
   SamplingParams params;
   params.max_tokens = max_tokens;

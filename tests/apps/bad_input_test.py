@@ -45,15 +45,18 @@ BAD_FLAGS = [  # arguments, what the line must name
     (["generate", "-m", LLAMA, "-p", "a", "--temp", -0.1], ["--temp"]),
     (["generate", "-m", LLAMA, "-p", "a", "--temp", 100.5], ["--temp", "100.5"]),
     (["generate", "-m", LLAMA, "-p", "a", "--top-p", 0], ["--top-p", "(0, 1]"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--top-p", "1e-320"], ["--top-p", "1e-320", "(0, 1]"]),
     (["generate", "-m", LLAMA, "-p", "a", "--top-p", 1.01], ["--top-p"]),
     (["generate", "-m", LLAMA, "-p", "a", "--min-p", -1], ["--min-p"]),
     (["generate", "-m", LLAMA, "-p", "a", "--min-p", 2], ["--min-p"]),
     (["generate", "-m", LLAMA, "-p", "a", "--top-k", -1], ["--top-k"]),
     (["generate", "-m", LLAMA, "-p", "a", "--top-k", "many"], ["--top-k", "many"]),
     (["generate", "-m", LLAMA, "-p", "a", "--repeat-penalty", 0], ["--repeat-penalty"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--repeat-penalty", "1e-30"], ["--repeat-penalty", "1e-30", "[0.01, 1000]"]),
     (["generate", "-m", LLAMA, "-p", "a", "--seed", -1], ["--seed"]),
     (["generate", "-m", LLAMA, "-p", "a", "--seed", "0x10"], ["--seed"]),
     (["generate", "-m", LLAMA, "-p", "a", "--stop", ""], ["--stop"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--stop", os.fsdecode(b"\x80")], ["--stop", "UTF-8"]),
     (["generate", "-m", LLAMA, "-p", "a", *["--stop", "x"] * 17], ["--stop", "16"]),
     (["generate", "-m", LLAMA, "-p", "a", "--logprobs", 1000], ["--logprobs"]),
     (["generate", "-m", LLAMA, "-p", "a", "--baseline", "sparse"], ["--baseline", "dense"]),
@@ -65,6 +68,7 @@ BAD_FLAGS = [  # arguments, what the line must name
     (["generate", "-m", LLAMA, "-p", "a", "--max-num-seqs", 0], ["--max-num-seqs"]),
     (["generate", "-m", LLAMA, "-p", "a", "--max-model-len", 513], ["--max-model-len", "513", "512"]),
     (["generate", "-m", LLAMA, "-p", "a", "--gpu-memory-utilization", 0], ["--gpu-memory-utilization"]),
+    (["generate", "-m", LLAMA, "-p", "a", "--gpu-memory-utilization", "1e-9"], ["--gpu-memory-utilization", "1e-9", "[0.01, 1]"]),
     (["generate", "-m", LLAMA, "-p", "a", "--tp", 0], ["--tp"]),
     (["generate", "-m", LLAMA, "-p", "a", "--tp", 65], ["--tp"]),
     (["generate", "-m", LLAMA, "-p", "a", "-tp", "two"], ["--tp", "two"]),
@@ -154,6 +158,8 @@ BAD_FILES = [  # arguments, what the line must name
     (["perplexity", "-m", LLAMA, "-f", "/dev/null"], "too short"),
     (["inspect", "-m", "nowhere"], "nowhere"),
     (["inspect", "--config", "nowhere.json"], "nowhere.json"),
+    (["inspect", "-m", LLAMA / "config.json" / "x"], "x: cannot be reached: Not a directory"),
+    (["bench", "latency", "--config", LLAMA / "config.json" / "x"], "x: cannot be reached: Not a directory"),
     (["pack", "-m", "nowhere", "-o", "out"], "nowhere"),
     (["pack", "-m", LLAMA, "-o", "no/such/parent"], "no/such"),
     (["pack", "-m", LLAMA, "-o", LLAMA], "demo-llama"),
@@ -316,6 +322,24 @@ class BadInput(program.ProgramTest):
                 os.close(directory)
             self.assertEqual((done.returncode, done.stdout), (1, b""), arguments)
             self.assertIn(b"stdin: reading failed", done.stderr)
+
+    def test_why_a_model_cannot_be_reached(self):
+        """Not reported as missing. Root may enter every directory, but gets out of no loop of links."""
+        os.mkdir(self.tmp / "model")
+        os.symlink("config.json", self.tmp / "model" / "config.json")
+        os.symlink("loop", self.tmp / "loop")
+        causes = [("model", "model/config.json: cannot be reached: Too many levels"),
+                  ("loop", "loop: cannot be reached: Too many levels")]
+        if os.geteuid() != 0:
+            self.file("closed/config.json", "{}")
+            os.chmod(self.tmp / "closed", 0)
+            self.addCleanup(os.chmod, self.tmp / "closed", 0o700)
+            causes += [("closed", "closed/config.json: cannot be reached: Permission denied"),
+                       ("closed/model", "closed/model: cannot be reached: Permission denied")]
+        for directory, says in causes:
+            for arguments in (("inspect",), ("tokenize",), ("score", "--tokens", "1,2"), ("pack", "-o", "out")):
+                with self.subTest(directory=directory, command=arguments[0]):
+                    self.refused(FAILURE, [*arguments, "-m", directory], says=says)
 
     def test_side_files_that_cannot_be_copied(self):
         shutil.copytree(LLAMA, self.tmp / "model")
