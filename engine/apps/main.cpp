@@ -1,16 +1,19 @@
 // spinfer: one program, one subcommand per file of this folder. Exit status: 0 done, 2 usage, 1 everything
 // else, 130 SIGINT.
+#include <fmt/ranges.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <new>
 #include <span>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/apps/command.h"
@@ -18,16 +21,33 @@
 #include "engine/apps/output.h"
 #include "kernels/check.h"
 #include "models/mapped_file.h"
+#include "tokenizer/utf8.h"
 
 namespace {
 
 constexpr int kExitFailure = 1;
 constexpr int kExitUsage = 2;
 
+/// `text` with control characters, which a terminal would obey, and bytes that are no UTF-8 as "\x1b".
+std::string visible(std::string_view text) {
+  std::string shown;
+  while (!text.empty()) {
+    const auto [kind, length] = spinfer::first_char(text);
+    const std::string_view character = text.substr(0, length);
+    const bool control =
+        uint8_t(text[0]) < 0x20 || text[0] == 0x7f || (character >= "\u0080" && character <= "\u009f");
+    if (kind == spinfer::Utf8Char::kValid && !control) {
+      shown += character;
+    } else {
+      for (const char byte : character) shown += fmt::format("\\x{:02x}", uint8_t(byte));
+    }
+    text.remove_prefix(length);
+  }
+  return shown;
+}
+
 int say(int status, const std::string& message) {
-  std::string line = message;
-  std::replace(line.begin(), line.end(), '\n', ' ');
-  line = "spinfer: " + line + "\n";
+  const std::string line = "spinfer: " + visible(message) + "\n";
   std::fputs(line.c_str(), stderr);  // whether it arrives changes nothing
   return status;
 }
@@ -62,6 +82,9 @@ std::string usage_message(const CLI::App& app, const CLI::ParseError& error) {
     command = command->get_subcommands()[0];
     path += command->get_name() + " ";
   }
+  if (dynamic_cast<const CLI::ExtrasError*>(&error)) {  // its own text lists them last first
+    return fmt::format("not expected: {} (see spinfer {}--help)", fmt::join(app.remaining(true), " "), path);
+  }
   for (const CLI::Option* option : command->get_options()) {
     if (option->get_snames().empty() || option->get_lnames().empty()) continue;
     const std::string name = "--" + option->get_lnames()[0];
@@ -73,10 +96,29 @@ std::string usage_message(const CLI::App& app, const CLI::ParseError& error) {
   return fmt::format("{} (see spinfer {}--help)", message, path);
 }
 
-/// "-tp", "-tp=2" and "-tp2", which CLI11 would read as -t with a value, in the long spelling.
-std::string long_tp(const std::string& after) {
-  if (after.empty()) return "--tp";
-  return (after[0] == '=' ? "--tp" : "--tp=") + after;
+bool is_short_tp(std::string_view argument) {
+  if (!argument.starts_with("-tp")) return false;
+  argument.remove_prefix(3);
+  return argument.starts_with('=') || argument.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
+/// "-tp", "-tp=2" and "-tp2", which CLI11 would read as -t with a value, in the long spelling. What is the
+/// value of an option stays as it is.
+void spell_out_tp(const CLI::App& app, std::span<std::string> arguments) {
+  const CLI::App* command = &app;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    for (const CLI::App* below : command->get_subcommands([](const CLI::App*) { return true; })) {
+      if (below->get_name() != arguments[i]) continue;
+      command = below;
+      break;
+    }
+    if (const CLI::Option* option = command->get_option_no_throw(arguments[i])) {
+      i += size_t(option->get_items_expected_min());
+    } else if (is_short_tp(arguments[i])) {
+      const std::string value = arguments[i].substr(3);
+      arguments[i] = value.empty() || value[0] == '=' ? "--tp" + value : "--tp=" + value;
+    }
+  }
 }
 
 /// --help and --version.
@@ -155,10 +197,6 @@ int main(int argc, char** argv) {
   spinfer::add_detokenize(app);
 
   std::vector<std::string> arguments(argv + 1, argv + argc);
-  for (size_t i = 0; i < arguments.size(); ++i) {
-    const std::string before = i > 0 ? arguments[i - 1] : "";
-    const bool is_text = before == "-p" || before == "--prompt" || before == "--stop";
-    if (arguments[i].starts_with("-tp") && !is_text) arguments[i] = long_tp(arguments[i].substr(3));
-  }
+  spell_out_tp(app, arguments);
   return run(app, std::move(arguments));
 }

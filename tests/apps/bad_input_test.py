@@ -32,6 +32,8 @@ BAD_FLAGS = [  # arguments, what the line must name
     (["generate", "-m", LLAMA, "-p", "a", "-f", "b"], ["-p", "-f"]),
     (["generate", "-m", LLAMA, "-p", "a", "--wrong"], ["--wrong"]),
     (["generate", "-m", LLAMA, "-p", "a", "stray"], ["stray"]),
+    (["generate", "-m", LLAMA, "-p", "a", "b", "--c", "d"], ["b --c d"]),
+    (["bench", "kernel", "b", "a"], ["b a", "spinfer bench kernel --help"]),
     (["generate", "-m", LLAMA, "-p", "a", "-n"], ["-n"]),
     (["generate", "-m", LLAMA, "-p", "a", "-n", 0], ["-n", "0", "1"]),
     (["generate", "-m", LLAMA, "-p", "a", "-n", -5], ["-n", "-5"]),
@@ -340,6 +342,16 @@ class BadInput(program.ProgramTest):
             for arguments in (("inspect",), ("tokenize",), ("score", "--tokens", "1,2"), ("pack", "-o", "out")):
                 with self.subTest(directory=directory, command=arguments[0]):
                     self.refused(FAILURE, [*arguments, "-m", directory], says=says)
+
+    def test_control_characters_are_shown_and_not_obeyed(self):
+        name = "\x1b[31mred\r\n\x7f\u009b\u00fc\u732b" + os.fsdecode(b"\xff")
+        os.mkdir(self.tmp / name)
+        self.file(f"{name}/file", "x")
+        self.refused(FAILURE, ["pack", "-m", LLAMA, "-o", name],
+                     says="\\x1b[31mred\\x0d\\x0a\\x7f\\xc2\\x9b\u00fc\u732b\\xff: the output directory")
+        line = json.dumps({"prompt": "a", "\x1b[2J": 1})
+        self.refused(FAILURE, ["generate", "-m", LLAMA, "--prompts", self.file("p.jsonl", line)], says='"\\x1b[2J"')
+        self.refused(USAGE, ["\x1b[31m"], says="'\\x1b[31m'")
 
     def test_side_files_that_cannot_be_copied(self):
         shutil.copytree(LLAMA, self.tmp / "model")

@@ -70,6 +70,17 @@ class Generate(program.ProgramTest):
         for spelling in (("-tp", 2), ("-tp2",), ("-tp=2",), ("--tp=2",), ("--tensor-parallel", 2)):
             self.assertEqual(self.json("score", "-m", LLAMA, "--tokens", "1,2", *spelling)["ranks"], 2, spelling)
 
+    def test_values_that_begin_with_tp(self):
+        """Values are no flags: only -tp in the place of one is."""
+        self.ok("pack", "-m", LLAMA, "-o", "-tp2")
+        self.assertEqual([path.name for path in self.tmp.iterdir()], ["-tp2"])
+        self.assertEqual(self.json("score", "-m", "-tp2", "--tokens", "1,2")["ranks"], 1)
+        self.assertEqual(self.json("score", "-m", "-tp2", "-tp2", "--tokens", "1,2")["ranks"], 2)
+        self.file("-tpfile", "Alice")
+        by_file, by_flag = (self.json("generate", "-m", LLAMA, *prompt, "-n", 1)["outputs"][0]["prompt_ids"]
+                            for prompt in (("-f", "-tpfile"), ("-p", "Alice")))
+        self.assertEqual(by_file, by_flag)
+
     def test_seed_decides_and_report_changes_nothing(self):
         arguments = ("generate", "-m", LLAMA, "-p", PROMPT, "-n", 40)
         first = self.ok(*arguments, "--seed", 7)

@@ -78,6 +78,7 @@ class ProgramTest(unittest.TestCase):
         self.assertEqual(done.stdout, b"", shown)
         self.assertEqual(text.count("\n"), 1, shown)
         self.assertTrue(text.startswith("spinfer: "), shown)
+        self.assertTrue(text[:-1].isprintable(), ascii(shown))
         self.assertLess(len(text), 600, shown)
         for part in [says] if isinstance(says, str) else says:
             self.assertIn(str(part), text, shown)
