@@ -5,10 +5,10 @@
 #include <numeric>
 #include <tuple>
 
+#include "tokenizer/utf8.h"
+
 namespace spinfer {
 namespace {
-
-constexpr std::string_view kWhiteSpace = " \t\n\v\f\r";
 
 uint8_t byte_at(std::string_view text, size_t at) {
   return static_cast<uint8_t>(text[at]);
@@ -56,11 +56,12 @@ std::vector<AddedTokens::Segment> AddedTokens::split(std::string_view text, bool
       continue;
     }
     std::string_view before = text.substr(from, at - from);
-    if (token->lstrip) before = before.substr(0, before.find_last_not_of(kWhiteSpace) + 1);
+    if (token->lstrip) before = strip_white_space(before, false, true, WhiteSpace::kUnicode);
     if (!before.empty()) segments.push_back({before, nullptr});
     segments.push_back({text.substr(at, token->content.size()), token});
     at += token->content.size();
-    if (token->rstrip) at = std::min(text.find_first_not_of(kWhiteSpace, at), text.size());
+    if (token->rstrip)
+      at = text.size() - strip_white_space(text.substr(at), true, false, WhiteSpace::kUnicode).size();
     from = at;
   }
   if (from < text.size()) segments.push_back({text.substr(from), nullptr});

@@ -13,8 +13,8 @@ struct AddedToken {
   int32_t id;
   std::string content;   ///< not empty
   bool special = false;  ///< a control token: found only when special tokens are asked for
-  bool lstrip = false;   ///< swallows ASCII white space before it
-  bool rstrip = false;   ///< swallows ASCII white space after it
+  bool lstrip = false;   ///< swallows white space (Unicode's) before it
+  bool rstrip = false;   ///< swallows white space after it
 };
 
 class AddedTokens {

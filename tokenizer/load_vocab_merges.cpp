@@ -78,9 +78,12 @@ std::unique_ptr<TokenizerImpl> load_vocab_merges(const TokenizerFile& vocab, con
   return naming_file(merges_file.path, [&] {
     MergeTable merges = read_merges(merges_file, vocabulary);
     TextPipeline pipeline;
-    if (hints.model_type == "qwen2") pipeline.add(NormalizeStep{UnicodeForm::kNfc});
-    pipeline.add(
-        SplitStep{SplitRegex::compile(hints.model_type == "qwen2" ? kQwen2Pattern : kGpt2Pattern, false)});
+    const bool is_qwen2 = hints.model_type == "qwen2", prefixed = special.add_prefix_space.value_or(false);
+    const auto add_prefix = [&] { pipeline.add(PrependStep{" ", PrependStep::When::kUnlessThere}); };
+    if (is_qwen2) pipeline.add(NormalizeStep{UnicodeForm::kNfc});
+    if (prefixed && !is_qwen2) add_prefix();
+    pipeline.add(SplitStep{SplitRegex::compile(is_qwen2 ? kQwen2Pattern : kGpt2Pattern, false)});
+    if (prefixed && is_qwen2) add_prefix();  // Qwen2Tokenizer's is of each piece, GPT2Tokenizer's of the text
     BpeRules rules{.byte_level = true};
     if (special.unk) rules.unk = vocabulary.find(*special.unk);
     BpeModel model(vocabulary, std::move(pipeline), std::move(merges), rules);

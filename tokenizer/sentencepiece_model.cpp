@@ -16,6 +16,9 @@ namespace {
 // escape_whitespaces (fields 3, 4, 5) become false, so that the library takes words as they are.
 constexpr std::string_view kWhitespaceAsIs{"\x1A\x06\x18\x00\x20\x00\x28\x00", 8};
 
+// The same for add_dummy_prefix alone.
+constexpr std::string_view kNoDummyPrefix{"\x1A\x02\x18\x00", 4}, kDummyPrefix{"\x1A\x02\x18\x01", 4};
+
 // The library keeps positions in int and up to three bytes for each byte of text.
 constexpr size_t kMaxTextBytes = size_t{256} << 20;
 
@@ -40,16 +43,19 @@ std::string collapse_spaces(std::string_view text) {
 
 }  // namespace
 
-SentencePieceModel::SentencePieceModel(std::string_view bytes, const ModelProto& proto, bool words)
+SentencePieceModel::SentencePieceModel(std::string_view bytes, const ModelProto& proto, PrefixSpace prefix,
+                                       bool words)
     : processor_(std::make_unique<sentencepiece::SentencePieceProcessor>()),
       by_words_(words && can_go_by_words(proto)),
+      prefix_(prefix),
       remove_extra_whitespaces_(proto.remove_extra_whitespaces) {
   std::string model(bytes);
+  const bool dummy_prefix =
+      prefix == PrefixSpace::kEach || (prefix == PrefixSpace::kByModel && proto.add_dummy_prefix);
+  model += by_words_ ? kWhitespaceAsIs : dummy_prefix ? kDummyPrefix : kNoDummyPrefix;
   if (by_words_) {
-    model += kWhitespaceAsIs;
     to_words_.add(ReplaceStep{" ", std::string(kMetaspace)});
-    if (proto.add_dummy_prefix)
-      to_words_.add(PrependStep{std::string(kMetaspace), PrependStep::When::kAlways});
+    if (dummy_prefix) to_words_.add(PrependStep{std::string(kMetaspace), PrependStep::When::kAlways});
     to_words_.add(WordSplitStep{});
   }
   try {
@@ -104,11 +110,28 @@ void SentencePieceModel::encode_words(std::string_view text, std::vector<int32_t
   }
 }
 
-void SentencePieceModel::encode(std::string_view text, std::vector<int32_t>& out) const {
+// The space is written as a metaspace: remove_extra_whitespaces leaves that in place.
+std::string SentencePieceModel::with_first_space(std::string_view text, bool at_start) const {
+  const bool has_space = text.starts_with(' ');
+  const bool wants_space = prefix_ == PrefixSpace::kFirst && at_start && !text.starts_with(kMetaspace);
+  std::string out;
+  if (has_space && remove_extra_whitespaces_) {
+    out = kMetaspace;
+    text.remove_prefix(std::min(text.find_first_not_of(' '), text.size()));
+  } else if (!has_space && wants_space) {
+    out = kMetaspace;
+  }
+  return out.append(text);
+}
+
+void SentencePieceModel::encode(std::string_view text, bool at_start, std::vector<int32_t>& out) const {
   if (text.size() > kMaxTextBytes) {
     throw std::runtime_error(
         fmt::format("text of {} bytes, at most {} can be encoded", text.size(), kMaxTextBytes));
   }
+  std::string spaced;
+  if (prefix_ == PrefixSpace::kFirst || prefix_ == PrefixSpace::kNever)
+    text = spaced = with_first_space(text, at_start);
   if (!by_words_) {
     encode_whole(text, out);
   } else if (remove_extra_whitespaces_) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -16,23 +17,33 @@ class SentencePieceProcessor;
 
 namespace spinfer {
 
+/// Where a space is put before text.
+enum class PrefixSpace {
+  kByModel,  ///< before each segment if the model's add_dummy_prefix says so
+  kEach,     ///< before each segment, one that begins with a space too
+  kFirst,    ///< before what begins the whole text, unless that begins with a space
+  kNever,
+};
+
 class SentencePieceModel {
  public:
   /// `proto` was parsed from `bytes`. `words`: text may be cut at word borders
   /// (Vocabulary::pieces_stay_in_words). Throws std::runtime_error (without a file name) if the library
   /// refuses it.
-  SentencePieceModel(std::string_view bytes, const ModelProto& proto, bool words);
+  SentencePieceModel(std::string_view bytes, const ModelProto& proto, PrefixSpace prefix, bool words);
   SentencePieceModel(SentencePieceModel&&) noexcept;
   SentencePieceModel& operator=(SentencePieceModel&&) noexcept;
   ~SentencePieceModel();
 
-  /// Appends the ids of `text` (valid UTF-8), a dummy prefix added as the model says.
-  void encode(std::string_view text, std::vector<int32_t>& out) const;
+  /// Appends the ids of `text` (valid UTF-8), one segment. `at_start`: nothing of the user's text comes
+  /// before it.
+  void encode(std::string_view text, bool at_start, std::vector<int32_t>& out) const;
 
   std::optional<int32_t> bos() const;
   std::optional<int32_t> eos() const;
 
  private:
+  std::string with_first_space(std::string_view text, bool at_start) const;
   void encode_words(std::string_view text, std::vector<int32_t>& out) const;
   void encode_whole(std::string_view text, std::vector<int32_t>& out) const;
 
@@ -42,6 +53,7 @@ class SentencePieceModel {
   // for models where the result is the same: BPE, identity normalization, no user-defined pieces, no piece
   // across a word border.
   bool by_words_;
+  PrefixSpace prefix_;
   bool remove_extra_whitespaces_;
   TextPipeline to_words_;
 };

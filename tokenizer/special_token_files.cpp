@@ -25,6 +25,8 @@ void read_token_names(const JsonObject& config, SpecialTokenFiles& out) {
   };
   set(out.bos, "bos_token");
   set(out.eos, "eos_token");
+  out.lists_bos |= config.value().contains("bos_token");
+  out.lists_eos |= config.value().contains("eos_token");
   set(out.unk, "unk_token");
   set(out.pad, "pad_token");
 }
@@ -63,6 +65,8 @@ SpecialTokenFiles SpecialTokenFiles::read(const FileSet& files) {
     const JsonObject config(*file, "", json);
     read_token_names(config, out);
     out.add_bos = config.boolean("add_bos_token");
+    out.add_prefix_space = config.boolean("add_prefix_space");
+    out.legacy = config.boolean("legacy");
     read_added_tokens_decoder(config, out);
   }
   if (const TokenizerFile* file = files.find("added_tokens.json"); file != nullptr && out.added.empty()) {

@@ -1,5 +1,5 @@
-// tokenizer_config.json, special_tokens_map.json and added_tokens.json: which tokens are special, and whether
-// text begins with BOS. All three are optional.
+// tokenizer_config.json, special_tokens_map.json and added_tokens.json: which tokens are special, whether
+// text begins with BOS, and where a space is put before it. All three are optional.
 #pragma once
 
 #include <optional>
@@ -14,7 +14,10 @@ namespace spinfer {
 
 struct SpecialTokenFiles {
   std::optional<std::string> bos, eos, unk, pad;  ///< token strings
-  std::optional<bool> add_bos;                    ///< add_bos_token
+  bool lists_bos = false, lists_eos = false;  ///< the key is there; as null or "" it says that there is none
+  std::optional<bool> add_bos;                ///< add_bos_token
+  std::optional<bool> add_prefix_space;       ///< a space before the text
+  std::optional<bool> legacy;     ///< LLaMA's: that space is before each text between added tokens
   std::vector<AddedToken> added;  ///< added_tokens_decoder and added_tokens.json; ids not checked yet
 
   /// Throws std::runtime_error naming the file and the member that is wrong.

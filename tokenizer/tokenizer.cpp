@@ -84,7 +84,7 @@ void TokenizerImpl::encode_segment(std::string_view text, bool at_start, std::ve
   if (const auto* bpe = std::get_if<BpeModel>(&model)) {
     bpe->encode(text, at_start, out);
   } else {
-    std::get<SentencePieceModel>(model).encode(text, out);
+    std::get<SentencePieceModel>(model).encode(text, at_start, out);
   }
 }
 

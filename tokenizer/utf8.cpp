@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 namespace spinfer {
 namespace {
@@ -44,6 +45,35 @@ Utf8Char first_char(std::string_view text) {
     if (byte(i) < low || byte(i) > high) return {Utf8Char::kInvalid, i};
   }
   return {Utf8Char::kValid, length};
+}
+
+std::string_view last_char(std::string_view text) {
+  size_t begin = text.size() - 1;
+  while (begin > 0 && (uint8_t(text[begin]) & 0xc0) == 0x80) --begin;
+  return text.substr(begin);
+}
+
+bool is_white_space(std::string_view character, WhiteSpace kind) {
+  if (character.size() == 1) {
+    const char c = character[0];
+    return c == ' ' || (c >= '\t' && c <= '\r') || (kind == WhiteSpace::kPython && c >= 0x1C && c <= 0x1F);
+  }
+  // U+0085, U+00A0, U+1680, U+2028, U+2029, U+202F, U+205F, U+3000; U+2000 ... U+200A
+  constexpr std::string_view kWide[] = {"\xC2\x85",     "\xC2\xA0",     "\xE1\x9A\x80", "\xE2\x80\xA8",
+                                        "\xE2\x80\xA9", "\xE2\x80\xAF", "\xE2\x81\x9F", "\xE3\x80\x80"};
+  if (std::ranges::find(kWide, character) != std::end(kWide)) return true;
+  return character.size() == 3 && character.starts_with("\xE2\x80") && uint8_t(character[2]) <= 0x8A;
+}
+
+std::string_view strip_white_space(std::string_view text, bool left, bool right, WhiteSpace kind) {
+  while (left && !text.empty()) {
+    const std::string_view first = text.substr(0, first_char(text).length);
+    if (!is_white_space(first, kind)) break;
+    text.remove_prefix(first.size());
+  }
+  while (right && !text.empty() && is_white_space(last_char(text), kind))
+    text.remove_suffix(last_char(text).size());
+  return text;
 }
 
 int64_t count_chars(std::string_view text) {

@@ -27,6 +27,20 @@ Utf8Char first_char(std::string_view text);
 
 bool is_valid_utf8(std::string_view text);
 
+/// The last character of `text`, which is not empty and valid.
+std::string_view last_char(std::string_view text);
+
+enum class WhiteSpace {
+  kUnicode,  ///< Unicode's White_Space property, which is \s of Hugging Face's regular expressions
+  kPython,   ///< what str.isspace says: the same and U+001C ... U+001F
+};
+
+/// Of one character.
+bool is_white_space(std::string_view character, WhiteSpace kind);
+
+/// `text` (valid) without the white space at its start (`left`) and end (`right`).
+std::string_view strip_white_space(std::string_view text, bool left, bool right, WhiteSpace kind);
+
 /// Characters that begin in `text`: of one in several pieces the first piece has it.
 int64_t count_chars(std::string_view text);
 

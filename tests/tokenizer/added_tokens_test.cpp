@@ -65,5 +65,15 @@ TEST(AddedTokens, SwallowsWhiteSpace) {
   EXPECT_EQ(show(tokens, "  <m>"), "1");
 }
 
+// \s of Hugging Face's regular expressions: Unicode's, and not U+001C or the zero-width space.
+TEST(AddedTokens, SwallowsUnicodeWhiteSpace) {
+  const AddedTokens tokens({{1, "<m>", false, true, false}, {2, "<r>", false, false, true}});
+  EXPECT_EQ(show(tokens, "é\u3000\u00a0 <m>\u2003b"), "[é]1[\u2003b]");
+  EXPECT_EQ(show(tokens, "\u2028<r>\u00a0\u3000\u202fé"), "[\u2028]2[é]");
+  EXPECT_EQ(show(tokens, "a\x1c<m>"), "[a\x1c]1");
+  EXPECT_EQ(show(tokens, "<r>\u200b"), "2[\u200b]");
+  EXPECT_EQ(show(tokens, "<r>\u3000"), "2");
+}
+
 }  // namespace
 }  // namespace spinfer

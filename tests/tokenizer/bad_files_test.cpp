@@ -177,6 +177,8 @@ TEST(BadFiles, TokenizerConfig) {
       {"bos_token is a number", R"({"bos_token": 1})", "'bos_token' must be a string"},
       {"bos_token has no content", R"({"bos_token": {}})", "'content' is missing"},
       {"add_bos_token is a string", R"({"add_bos_token": "yes"})", "must be true or false"},
+      {"add_prefix_space is a string", R"({"add_prefix_space": "yes"})", "must be true or false"},
+      {"legacy is a number", R"({"legacy": 0})", "must be true or false"},
       {"decoder is a list", R"({"added_tokens_decoder": []})", "must be an object"},
       {"key is no id", R"({"added_tokens_decoder": {"x1": {"content": "a"}}})", "'x1' is not an id"},
       {"huge id", R"({"added_tokens_decoder": {"99999999999": {"content": "a"}}})",
