@@ -6,22 +6,28 @@
 #include "tokenizer/jinja_evaluator.h"
 #include "tokenizer/json_reader.h"
 #include "tokenizer/special_token_files.h"
+#include "tokenizer/tokenizer.h"
 
 namespace spinfer {
 namespace {
 
 constexpr size_t kMaxTemplateBytes = size_t{256} << 10;
 
+struct Source {
+  std::string text;
+  std::string problem = {};  ///< why there is no text
+};
+
 /// "chat_template": a text, or a list of {"name": …, "template": …}.
-std::optional<std::string> template_of(const JsonObject& config) {
+std::optional<Source> source_of(const JsonObject& config) {
   const nlohmann::json* value = config.find("chat_template");
   if (!value) return std::nullopt;
-  if (value->is_string()) return value->get<std::string>();
+  if (value->is_string()) return Source{value->get<std::string>()};
   for (const auto& entry : config.array("chat_template")) {
     const JsonObject named(config.file(), config.place("chat_template"), entry);
-    if (named.string("name") == "default") return named.string("template");
+    if (named.string("name") == "default") return Source{named.string("template")};
   }
-  config.fail("'chat_template' has no template named default");
+  return Source{"", "tokenizer_config.json: 'chat_template' has no template named default"};
 }
 
 }  // namespace
@@ -31,19 +37,24 @@ std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dir)
 }
 
 std::optional<ChatTemplate> ChatTemplate::from_files(const FileSet& files) {
-  std::optional<std::string> source;
+  std::optional<Source> source;
   if (const TokenizerFile* file = files.find("chat_template.jinja")) {
-    source = file->content;
+    source = Source{file->content};
   } else if (const TokenizerFile* config = files.find("tokenizer_config.json")) {
     const auto json = parse_json_object(*config);
-    source = template_of(JsonObject(*config, "", json));
+    source = source_of(JsonObject(*config, "", json));
   }
   if (!source) return std::nullopt;
-  const SpecialTokenFiles special = SpecialTokenFiles::read(files);
-  return ChatTemplate(*source, special.bos.value_or(""), special.eos.value_or(""));
+  ChatTemplate chat = with_tokens_of(files, source->text);
+  if (!source->problem.empty()) {
+    chat.template_ = nullptr;
+    chat.unusable_ = source->problem;
+  }
+  return chat;
 }
 
-ChatTemplate::ChatTemplate(std::string_view source, std::string bos_token, std::string eos_token)
+ChatTemplate::ChatTemplate(std::string_view source, std::optional<std::string> bos_token,
+                           std::optional<std::string> eos_token)
     : bos_token_(std::move(bos_token)), eos_token_(std::move(eos_token)) {
   try {
     if (source.size() > kMaxTemplateBytes) {
@@ -52,18 +63,32 @@ ChatTemplate::ChatTemplate(std::string_view source, std::string bos_token, std::
     }
     template_ = std::make_shared<const jinja::Template>(jinja::parse(source));
   } catch (const ChatTemplateError& error) {
-    syntax_error_ = error.what();
+    unusable_ = error.what();
   }
 }
 
 ChatTemplate ChatTemplate::with_source(const std::filesystem::path& dir, std::string_view source) {
-  const SpecialTokenFiles special = SpecialTokenFiles::read(FileSet::read(dir));
-  return ChatTemplate(source, special.bos.value_or(""), special.eos.value_or(""));
+  return with_tokens_of(FileSet::read(dir), source);
+}
+
+ChatTemplate ChatTemplate::with_tokens_of(const FileSet& files, std::string_view source) {
+  SpecialTokenFiles special = SpecialTokenFiles::read(files);
+  if (special.lists_bos && !special.bos) special.bos = "";
+  if (special.lists_eos && !special.eos) special.eos = "";
+  return ChatTemplate(source, std::move(special.bos), std::move(special.eos));
+}
+
+void ChatTemplate::take_missing_tokens(const Tokenizer& tokenizer) {
+  const auto take = [&](std::optional<std::string>& token, int32_t id) {
+    if (!token && id >= 0 && id < tokenizer.vocab_size()) token = tokenizer.piece_bytes(id);
+  };
+  take(bos_token_, tokenizer.bos_id().value_or(-1));
+  take(eos_token_, tokenizer.eos_ids().empty() ? -1 : tokenizer.eos_ids().front());
 }
 
 std::string ChatTemplate::render(const std::vector<ChatMessage>& messages, bool add_generation_prompt) const {
   using jinja::Value;
-  if (!template_) throw ChatTemplateError(syntax_error_);
+  if (!template_) throw ChatTemplateError(unusable_);
   jinja::List list;
   for (const ChatMessage& message : messages) {
     jinja::Dict entry{{"role", {message.role}}, {"content", {message.content}}};
@@ -72,8 +97,8 @@ std::string ChatTemplate::render(const std::vector<ChatMessage>& messages, bool 
   }
   return jinja::evaluate(*template_, {{"messages", Value::list(std::move(list))},
                                       {"add_generation_prompt", {add_generation_prompt}},
-                                      {"bos_token", {bos_token_}},
-                                      {"eos_token", {eos_token_}},
+                                      {"bos_token", {bos_token_.value_or("")}},
+                                      {"eos_token", {eos_token_.value_or("")}},
                                       {"tools", {nullptr}},
                                       {"documents", {nullptr}}});
 }

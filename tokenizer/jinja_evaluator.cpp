@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "tokenizer/chat_template.h"
+#include "tokenizer/jinja_arguments.h"
 
 namespace spinfer::jinja {
 namespace {
@@ -225,15 +226,25 @@ class Evaluator {
     return object.list() ? list : apply_filter("join", list, {}, line);
   }
 
-  List positional(const std::vector<Argument>& arguments, const std::string& callee, int line) {
+  List positional(const std::vector<Argument>& arguments, const Callee& callee, int line) {
     List values;
+    bool named = false;
     for (const Argument& argument : arguments) {
-      // Of the named ones templates use, these come first or mean what we do anyway.
-      const bool known = argument.name.empty() || (argument.name == "indent" && callee == "tojson") ||
-                         (argument.name == "default_value" && callee == "default");
-      if (argument.name == "ensure_ascii" && callee == "tojson") continue;
-      if (!known) fail_at(line, fmt::format("argument '{}' of '{}' is not supported", argument.name, callee));
-      values.push_back(evaluate(argument.value));
+      if (argument.name.empty()) {
+        if (named)
+          fail_at(line,
+                  fmt::format("'{}' has an argument without a name after one with a name", callee.name));
+        values.push_back(evaluate(argument.value));
+        continue;
+      }
+      named = true;
+      const auto at = argument_position(callee, argument.name);
+      if (!at)
+        fail_at(line, fmt::format("argument '{}' of '{}' is not supported", argument.name, callee.name));
+      if (*at >= values.size()) values.resize(*at + 1, Value{Undefined{"argument"}});
+      if (!values[*at].undefined())
+        fail_at(line, fmt::format("argument '{}' of '{}' is given twice", argument.name, callee.name));
+      values[*at] = evaluate(argument.value);
     }
     return values;
   }
@@ -242,14 +253,16 @@ class Evaluator {
     if (const auto* method = std::get_if<Member>(&node.callee->node)) {
       const Value object = evaluate(method->object), name = evaluate(method->key);
       if (!name.string()) fail_at(line, "a call of something that is no function");
-      return call_method(object, *name.string(), positional(node.arguments, *name.string(), line), line);
+      const Callee callee{object.string() ? Callee::string_method : Callee::dict_method, *name.string()};
+      return call_method(object, *name.string(), positional(node.arguments, callee, line), line);
     }
     const Value callee = evaluate(node.callee);
     const auto* function = std::get_if<Function>(&callee.data);
     const auto* name = std::get_if<Name>(&node.callee->node);
     if (!function) fail_at(line, fmt::format("function '{}' is not supported", name ? name->name : "?"));
     if (function->name == "namespace") return make_namespace(node.arguments, line);
-    return call_function(function->name, positional(node.arguments, function->name, line), line);
+    const Callee known{Callee::function, function->name};
+    return call_function(function->name, positional(node.arguments, known, line), line);
   }
 
   Value make_namespace(const std::vector<Argument>& arguments, int line) {
@@ -262,11 +275,14 @@ class Evaluator {
   }
 
   Value compute(const Filter& node, int line) {
-    return apply_filter(node.name, evaluate(node.input), positional(node.arguments, node.name, line), line);
+    const Value input = evaluate(node.input);
+    return apply_filter(node.name, input, positional(node.arguments, {Callee::filter, node.name}, line),
+                        line);
   }
   Value compute(const Test& node, int line) {
     const Value input = evaluate(node.input);
-    return {apply_test(node.name, input, positional(node.arguments, node.name, line), line) != node.negated};
+    const List arguments = positional(node.arguments, {Callee::test, node.name}, line);
+    return {apply_test(node.name, input, arguments, line) != node.negated};
   }
 
   Value compute(const Unary& node, int line) {

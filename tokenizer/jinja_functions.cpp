@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <ctime>
+#include <optional>
 
 #include "tokenizer/chat_template.h"
+#include "tokenizer/jinja_arguments.h"
 #include "tokenizer/jinja_syntax.h"
 #include "tokenizer/jinja_value.h"
 #include "tokenizer/utf8.h"
@@ -14,17 +17,7 @@ namespace spinfer::jinja {
 namespace {
 
 constexpr size_t kMaxListItems = 100'000;
-constexpr const char* kSpaces = " \t\n\r\v\f";
-
-const Value& argument(const List& arguments, size_t i) {
-  static const Value kMissing{Undefined{"argument"}};
-  return i < arguments.size() ? arguments[i] : kMissing;
-}
-
-const std::string& text_of(const Value& value, std::string_view what, int line) {
-  if (!value.string()) fail_at(line, fmt::format("{} needs a string, has {}", what, type_name(value)));
-  return *value.string();
-}
+constexpr int64_t kMaxIndent = 16;
 
 /// What a loop or a filter goes through: a list's items, a dictionary's keys, a string's characters.
 List items_of(const Value& value, std::string_view what, int line) {
@@ -46,16 +39,19 @@ List items_of(const Value& value, std::string_view what, int line) {
   return items;
 }
 
-std::string replaced(std::string_view text, std::string_view from, std::string_view to, int line) {
+/// The first `count` occurrences of `from`, all of them if it is negative.
+std::string replaced(std::string_view text, std::string_view from, std::string_view to, int64_t count,
+                     int line) {
   if (from.empty()) fail_at(line, "replace: nothing to look for");
   std::string out;
   for (;;) {
-    const size_t at = text.find(from);
+    const size_t at = count == 0 ? std::string_view::npos : text.find(from);
     out += text.substr(0, at);
     if (out.size() > kMaxTextBytes) fail_at(line, "replace: too much text");
     if (at == std::string_view::npos) return out;
     out += to;
     text.remove_prefix(at + from.size());
+    if (count > 0) --count;
   }
 }
 
@@ -113,14 +109,47 @@ Value length(const Value& value, int line) {
   fail_at(line, fmt::format("length of {}", type_name(value)));
 }
 
-Value to_integer(const Value& value) {
-  if (value.number()) return {int64_t(value.decimal())};
-  int64_t number = 0;
-  if (value.string()) {
-    const std::string text = strip(*value.string(), true, true);
-    std::from_chars(text.data(), text.data() + text.size(), number);
+int64_t whole_part(double number, int line) {
+  if (!(std::abs(number) < 0x1p63)) fail_at(line, "int: the number is too large");
+  return int64_t(number);
+}
+
+/// The number a text is, as Python's int and float read it; of a fraction the whole part.
+std::optional<int64_t> integer_in(std::string_view written, int line) {
+  const auto digit = [](char c) { return c >= '0' && c <= '9'; };
+  const std::string_view text = strip_white_space(written, true, true, WhiteSpace::kPython);
+  std::string number;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const bool between_digits =
+        i > 0 && i + 1 < text.size() && digit(text[i - 1]) && digit(text[i + 1]);  // 1_000
+    if (text[i] != '_' || !between_digits) number += text[i];
   }
-  return {number};
+  if (number.starts_with('+') && !number.starts_with("+-")) number.erase(0, 1);
+  const char* const end = number.data() + number.size();
+  int64_t integer = 0;
+  if (const auto read = std::from_chars(number.data(), end, integer); read.ptr == end) {
+    if (read.ec == std::errc()) return integer;
+    if (read.ec == std::errc::result_out_of_range) fail_at(line, "int: the number is too large");
+  }
+  double decimal = 0;
+  const auto read = std::from_chars(number.data(), end, decimal);
+  if (read.ec != std::errc() || read.ptr != end || !std::isfinite(decimal)) return {};
+  return whole_part(decimal, line);
+}
+
+Value to_integer(const Value& value, const Value& otherwise, int line) {
+  if (const auto* missing = std::get_if<Undefined>(&value.data))
+    fail_at(line, fmt::format("'{}' is undefined", missing->name));
+  std::optional<int64_t> number;
+  if (value.integral()) {
+    number = value.integer();
+  } else if (value.number()) {
+    if (!std::isnan(value.decimal())) number = whole_part(value.decimal(), line);
+  } else if (value.string()) {
+    number = integer_in(*value.string(), line);
+  }
+  if (number) return {*number};
+  return otherwise.undefined() ? Value{int64_t{0}} : otherwise;
 }
 
 /// select and reject, by a test; selectattr and rejectattr, by a test of a member.
@@ -154,34 +183,71 @@ Value mapped(const List& items, const List& arguments, int line) {
   return Value::list(std::move(out));
 }
 
-Value split(const std::string& text, const Value& separator, int line) {
+/// Bytes until the first white space.
+size_t word_size(std::string_view text) {
+  size_t size = 0;
+  while (size < text.size()) {
+    const size_t next = first_char(text.substr(size)).length;
+    if (is_white_space(text.substr(size, next), WhiteSpace::kPython)) break;
+    size += next;
+  }
+  return size;
+}
+
+/// By white space without a separator. At most `most` cuts; negative: all.
+Value split(std::string_view rest, const Value& separator, int64_t most, int line) {
   List parts;
   const auto push = [&](std::string_view part) {
     parts.push_back({std::string(part)});
     if (parts.size() > kMaxListItems) fail_at(line, "split: too many parts");
   };
-  std::string_view rest = text;
+  const auto cuts_left = [&] { return most < 0 || int64_t(parts.size()) < most; };
   if (separator.undefined() || separator.none()) {
-    for (size_t at = rest.find_first_not_of(kSpaces); at != std::string_view::npos;
-         at = rest.find_first_not_of(kSpaces)) {
-      rest.remove_prefix(at);
-      push(rest.substr(0, rest.find_first_of(kSpaces)));
-      rest.remove_prefix(std::min(rest.find_first_of(kSpaces), rest.size()));
+    for (;;) {
+      rest = strip_white_space(rest, true, false, WhiteSpace::kPython);
+      if (rest.empty()) return Value::list(std::move(parts));
+      const size_t size = cuts_left() ? word_size(rest) : rest.size();
+      push(rest.substr(0, size));
+      rest.remove_prefix(size);
     }
-    return Value::list(std::move(parts));
   }
   const std::string& by = text_of(separator, "split", line);
   if (by.empty()) fail_at(line, "split: the separator is empty");
   for (;;) {
-    const size_t at = rest.find(by);
+    const size_t at = cuts_left() ? rest.find(by) : std::string_view::npos;
     push(rest.substr(0, at));
     if (at == std::string_view::npos) return Value::list(std::move(parts));
     rest.remove_prefix(at + by.size());
   }
 }
 
+struct TextPart {
+  std::string_view text;
+  int64_t first;  ///< which character of the whole it begins with
+};
+
+/// What the arguments `start` and `end` (the second and third) leave of a text: characters, counted from the
+/// end where negative. None if they are the wrong way round, where Python finds nothing, not even "".
+std::optional<TextPart> part_of(std::string_view text, const std::string& name, const List& arguments,
+                                int line) {
+  if (arguments.size() <= 1) return TextPart{text, 0};
+  const int64_t count = count_chars(text);
+  const auto bound = [&](size_t i, int64_t otherwise) {
+    const int64_t at = integer_or(argument(arguments, i), otherwise, name, line);
+    return at < 0 ? std::max<int64_t>(at + count, 0) : at;
+  };
+  const int64_t first = bound(1, 0), end = std::min(bound(2, count), count);
+  if (first > end) return {};
+  const auto skip = [](std::string_view from, int64_t characters) {
+    for (; characters > 0 && !from.empty(); --characters) from.remove_prefix(first_char(from).length);
+    return from;
+  };
+  const std::string_view begun = skip(text, first);
+  return TextPart{begun.substr(0, begun.size() - skip(begun, end - first).size()), first};
+}
+
 /// startswith, endswith: of one string or any of a list.
-bool affix_matches(const std::string& text, const Value& affix, bool at_end, int line) {
+bool affix_matches(std::string_view text, const Value& affix, bool at_end, int line) {
   if (affix.list()) {
     return std::ranges::any_of(*affix.list(),
                                [&](const Value& one) { return affix_matches(text, one, at_end, line); });
@@ -190,30 +256,42 @@ bool affix_matches(const std::string& text, const Value& affix, bool at_end, int
   return at_end ? text.ends_with(part) : text.starts_with(part);
 }
 
-std::string strip_method(const std::string& text, const std::string& name, const List& arguments, int line) {
-  const Value& chars = argument(arguments, 0);
-  const bool given = !chars.undefined() && !chars.none();
-  return strip(text, name != "rstrip", name != "lstrip",
-               given ? text_of(chars, name, line) : std::string_view(kSpaces));
+std::string strip_method(std::string_view text, const std::string& name, const List& arguments, int line) {
+  const bool left = name != "rstrip", right = name != "lstrip";
+  const Value& given = argument(arguments, 0);
+  if (given.undefined() || given.none())
+    return std::string(strip_white_space(text, left, right, WhiteSpace::kPython));
+  const std::string& chars = text_of(given, name, line);
+  const auto among = [&](std::string_view c) { return chars.find(c) != std::string::npos; };
+  while (left && !text.empty() && among(text.substr(0, first_char(text).length)))
+    text.remove_prefix(first_char(text).length);
+  while (right && !text.empty() && among(last_char(text))) text.remove_suffix(last_char(text).size());
+  return std::string(text);
 }
 
 Value string_method(const std::string& text, const std::string& name, const List& arguments, int line) {
   if (name == "strip" || name == "lstrip" || name == "rstrip")
     return {strip_method(text, name, arguments, line)};
-  if (name == "startswith") return {affix_matches(text, argument(arguments, 0), false, line)};
-  if (name == "endswith") return {affix_matches(text, argument(arguments, 0), true, line)};
+  if (name == "startswith" || name == "endswith") {
+    const auto part = part_of(text, name, arguments, line);
+    return {part && affix_matches(part->text, argument(arguments, 0), name == "endswith", line)};
+  }
   if (name == "upper" || name == "lower") return {with_case(text, name == "upper", line)};
   if (name == "capitalize") return {capitalized(text, line)};
   if (name == "title") return {titled(text, line)};
   if (name == "replace") {
     return {replaced(text, text_of(argument(arguments, 0), name, line),
-                     text_of(argument(arguments, 1), name, line), line)};
+                     text_of(argument(arguments, 1), name, line),
+                     integer_or(argument(arguments, 2), -1, name, line), line)};
   }
-  if (name == "split" && arguments.size() <= 1) return split(text, argument(arguments, 0), line);
+  if (name == "split")
+    return split(text, argument(arguments, 0), integer_or(argument(arguments, 1), -1, name, line), line);
   if (name == "join") return joined(items_of(argument(arguments, 0), name, line), text, line);
   if (name == "find") {
-    const size_t at = text.find(text_of(argument(arguments, 0), name, line));
-    return {at == std::string::npos ? int64_t{-1} : count_chars(std::string_view(text).substr(0, at))};
+    const std::string& sought = text_of(argument(arguments, 0), name, line);
+    const auto part = part_of(text, name, arguments, line);
+    const size_t at = part ? part->text.find(sought) : std::string_view::npos;
+    return {at == std::string_view::npos ? int64_t{-1} : part->first + count_chars(part->text.substr(0, at))};
   }
   fail_at(line, fmt::format("method '{}' of a string is not supported", name));
 }
@@ -229,8 +307,7 @@ std::string time_text(const std::string& format, int line) {
 }
 
 Value range(const List& arguments, int line) {
-  if (arguments.empty() || arguments.size() > 3 || !std::ranges::all_of(arguments, &Value::integral))
-    fail_at(line, "range needs one to three integers");
+  if (!std::ranges::all_of(arguments, &Value::integral)) fail_at(line, "range needs integers");
   const bool one = arguments.size() == 1;
   const int64_t start = one ? 0 : arguments[0].integer(), stop = arguments[one ? 0 : 1].integer();
   const int64_t step = arguments.size() == 3 ? arguments[2].integer() : 1;
@@ -255,6 +332,7 @@ bool is_in(const Value& item, const Value& container, int line) {
 }  // namespace
 
 Value apply_filter(const std::string& name, const Value& input, const List& arguments, int line) {
+  check_arguments({Callee::filter, name}, arguments.size(), line);
   const auto text = [&] { return to_text(input, line); };
   if (name == "trim") return {strip_method(text(), "strip", arguments, line)};
   if (name == "length" || name == "count") return length(input, line);
@@ -263,16 +341,20 @@ Value apply_filter(const std::string& name, const Value& input, const List& argu
   if (name == "title") return {titled(text(), line)};
   if (name == "string") return {text()};
   if (name == "safe") return input;
-  if (name == "int") return to_integer(input);
+  if (name == "int") return to_integer(input, argument(arguments, 0), line);
   if (name == "replace") return string_method(text(), name, arguments, line);
   if (name == "default" || name == "d") {
     const bool missing = input.undefined() || (truth(argument(arguments, 1)) && !truth(input));
-    return missing ? argument(arguments, 0) : input;
+    if (!missing) return input;
+    return arguments.empty() ? Value{std::string()} : arguments[0];
   }
   if (name == "tojson") {
-    const Value& indent = argument(arguments, 0);
-    return {
-        to_json(input, indent.integral() ? int(std::clamp<int64_t>(indent.integer(), -1, 16)) : -1, line)};
+    if (truth(argument(arguments, 0))) fail_at(line, "tojson with ensure_ascii is not supported");
+    const Value& indent = argument(arguments, 1);
+    if (indent.undefined() || indent.none()) return {to_json(input, -1, line)};
+    const int64_t spaces = integer_or(indent, 0, "the indent of tojson", line);
+    if (spaces > kMaxIndent) fail_at(line, fmt::format("tojson: an indent above {}", kMaxIndent));
+    return {to_json(input, int(std::max<int64_t>(spaces, 0)), line)};
   }
   if (name == "items") {
     return pairs_of(input, name, line);
@@ -298,6 +380,7 @@ Value apply_filter(const std::string& name, const Value& input, const List& argu
 }
 
 bool apply_test(const std::string& name, const Value& input, const List& arguments, int line) {
+  check_arguments({Callee::test, name}, arguments.size(), line);
   const Value& other = argument(arguments, 0);
   if (name == "defined") return !input.undefined();
   if (name == "undefined") return input.undefined();
@@ -327,8 +410,12 @@ bool apply_test(const std::string& name, const Value& input, const List& argumen
 }
 
 Value call_method(const Value& object, const std::string& name, const List& arguments, int line) {
-  if (object.string()) return string_method(*object.string(), name, arguments, line);
+  if (object.string()) {
+    check_arguments({Callee::string_method, name}, arguments.size(), line);
+    return string_method(*object.string(), name, arguments, line);
+  }
   if (object.dict()) {
+    check_arguments({Callee::dict_method, name}, arguments.size(), line);
     const Dict& dict = *object.dict();
     if (name == "items") return pairs_of(object, name, line);
     if (name == "get") {
@@ -351,6 +438,7 @@ bool is_function(std::string_view name) {
 }
 
 Value call_function(const std::string& name, const List& arguments, int line) {
+  check_arguments({Callee::function, name}, arguments.size(), line);
   if (name == "range") return range(arguments, line);
   if (name == "strftime_now") return {time_text(text_of(argument(arguments, 0), name, line), line)};
   if (name == "raise_exception") {

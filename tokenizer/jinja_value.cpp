@@ -146,11 +146,4 @@ std::string to_json(const Value& value, int indent, int line) {
   return writer.take();
 }
 
-std::string strip(std::string_view text, bool left, bool right, std::string_view chars) {
-  const size_t first = left ? std::min(text.find_first_not_of(chars), text.size()) : 0;
-  text.remove_prefix(first);
-  if (right) text = text.substr(0, text.find_last_not_of(chars) + 1);
-  return std::string(text);
-}
-
 }  // namespace spinfer::jinja

@@ -70,7 +70,7 @@ std::string to_text(const Value& value, int line);
 std::string to_json(const Value& value, int indent, int line);
 
 // Those that take arguments get them by position, missing ones undefined. They throw `ChatTemplateError`, for
-// unknown names too.
+// unknown names and for more arguments than they know too (tokenizer/jinja_arguments.h).
 Value apply_filter(const std::string& name, const Value& input, const List& arguments, int line);
 bool apply_test(const std::string& name, const Value& input, const List& arguments, int line);
 Value call_method(const Value& object, const std::string& name, const List& arguments, int line);
@@ -79,8 +79,5 @@ Value call_function(const std::string& name, const List& arguments, int line);
 bool is_function(std::string_view name);
 
 inline constexpr size_t kMaxTextBytes = size_t{32} << 20;  ///< of one string, and of the output
-
-/// The characters of `text` that are white space at its two ends (or `chars`) dropped.
-std::string strip(std::string_view text, bool left, bool right, std::string_view chars = " \t\n\r\v\f");
 
 }  // namespace spinfer::jinja

@@ -191,6 +191,7 @@ void run_chat(const ChatFlags& flags) {
     engine = Engine::create(options);
   }
   check(engine->tokenizer(), "{}: no tokenizer files", flags.common.model);
+  chat.take_missing_tokens(*engine->tokenizer());
   TurnReader reader;
   Conversation conversation(flags, *engine, std::move(chat));
   if (reader.terminal()) {

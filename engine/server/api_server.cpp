@@ -96,6 +96,7 @@ void ApiServer::State::take_model(const Engine& loaded) {
   const std::filesystem::path directory = options.engine.directory();
   auto chat = options.chat_template ? ChatTemplate::with_source(directory, *options.chat_template)
                                     : ChatTemplate::load(directory);
+  if (chat && loaded.tokenizer()) chat->take_missing_tokens(*loaded.tokenizer());
   auto served = std::make_shared<const ServedModel>(loaded, options.model_names, std::move(chat));
   http.post([this, served] {
     model = served;
