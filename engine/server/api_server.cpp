@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <unordered_map>
 #include <utility>
@@ -25,6 +26,36 @@ constexpr auto kFailureLinger = std::chrono::seconds(3);  // clients and probes 
 constexpr auto kCutOffLinger = std::chrono::seconds(1);   // for the last answers to be written
 constexpr size_t kMostQueuedBytes = size_t{256} << 20;    // of bodies that wait to be read and tokenized
 constexpr std::string_view kModelsPath = "/v1/models";
+
+/// 405, and the header that it needs.
+struct WrongMethod : RequestError {
+  WrongMethod(const HttpRequest& request, std::string allowed)
+      : RequestError(405, fmt::format("{} takes {}, not {}", request.path.substr(0, 100), allowed,
+                                      request.method.substr(0, 20))),
+        allowed(std::move(allowed)) {}
+  std::string allowed;
+};
+
+/// GET also answers HEAD.
+void check_method(const HttpRequest& request, std::string_view method) {
+  const bool get = method == "GET";
+  if (request.method == method || (get && request.method == "HEAD")) return;
+  throw WrongMethod(request, get ? "GET, HEAD" : std::string(method));
+}
+
+/// "a b" of "a%20b". A % without two hexadecimal digits stands for itself.
+std::string percent_decoded(std::string_view text) {
+  std::string decoded;
+  for (size_t i = 0; i < text.size(); ++i) {
+    unsigned char byte = 0;
+    const char* digits = text.data() + i + 1;
+    const bool escape = text[i] == '%' && text.size() - i > 2 &&
+                        std::from_chars(digits, digits + 2, byte, 16).ptr == digits + 2;
+    decoded += escape ? char(byte) : text[i];
+    if (escape) i += 2;
+  }
+  return decoded;
+}
 
 }  // namespace
 
@@ -137,21 +168,13 @@ void ApiServer::State::handle(HttpRequest request, const ExchangePtr& exchange) 
            .headers = {{"WWW-Authenticate", "Basic realm=\"spinfer\", charset=\"UTF-8\""}}});
     }
     handle_api(std::move(request), exchange);
+  } catch (const WrongMethod& error) {
+    exchange->respond(
+        {.status = error.status, .body = error_json(error), .headers = {{"Allow", error.allowed}}});
   } catch (const RequestError& error) {
     exchange->respond({.status = error.status, .body = error_json(error)});
   }
 }
-
-namespace {
-
-/// Throws RequestError 405 unless the method is the path's: GET also answers HEAD.
-void check_method(const HttpRequest& request, std::string_view method) {
-  if (request.method == method || (method == "GET" && request.method == "HEAD")) return;
-  throw RequestError(405, fmt::format("{} takes {}, not {}", request.path.substr(0, 100), method,
-                                      request.method.substr(0, 20)));
-}
-
-}  // namespace
 
 /// The paths that need no key.
 bool ApiServer::State::handle_open_path(const HttpRequest& request, const ExchangePtr& exchange) {
@@ -185,7 +208,7 @@ void ApiServer::State::handle_api(HttpRequest request, const ExchangePtr& exchan
   } else if (path.starts_with(kModelsPath) && path[kModelsPath.size()] == '/') {
     check_method(request, "GET");
     if (available(exchange))
-      exchange->respond({.body = model->describe(path.substr(kModelsPath.size() + 1))});
+      exchange->respond({.body = model->describe(percent_decoded(path.substr(kModelsPath.size() + 1)))});
   } else if (path == "/v1/completions") {
     generate(std::move(request), exchange, &ServedModel::prepare_completion);
   } else if (path == "/v1/chat/completions") {

@@ -34,11 +34,15 @@ bool ServedModel::has_name(std::string_view name) const {
   return std::ranges::find(names_, name) != names_.end();
 }
 
+void ServedModel::fail_not_served(std::string_view name) const {
+  throw RequestError(
+      404,
+      fmt::format("the model '{}' is not served here; there is '{}'", name.substr(0, 200), names_.front()),
+      "model", "model_not_found");
+}
+
 void ServedModel::check_name(const std::string& name) const {
-  if (name.empty() || has_name(name)) return;
-  throw RequestError(404,
-                     fmt::format("the model '{}' is not served here; there is '{}'", name, names_.front()),
-                     "model", "model_not_found");
+  if (!name.empty() && !has_name(name)) fail_not_served(name);
 }
 
 int ServedModel::token_budget(const GenerationRequest& request, int64_t prompt_tokens) const {
@@ -146,7 +150,7 @@ std::string ServedModel::list() const {
 }
 
 std::string ServedModel::describe(std::string_view name) const {
-  check_name(std::string(name));
+  if (!has_name(name)) fail_not_served(name);
   return entry(std::string(name));
 }
 

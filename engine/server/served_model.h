@@ -35,7 +35,8 @@ class ServedModel {
   bool has_name(std::string_view name) const;
 
  private:
-  void check_name(const std::string& name) const;
+  [[noreturn]] void fail_not_served(std::string_view name) const;
+  void check_name(const std::string& name) const;  ///< of a body, where none means the first
   PreparedRequest prepare(const GenerationRequest& request, std::vector<std::vector<int32_t>> prompts,
                           std::chrono::steady_clock::time_point arrived) const;
   std::string entry(const std::string& name) const;

@@ -3,6 +3,7 @@
 import json
 import tempfile
 import unittest
+import urllib.parse
 
 import live
 from live import Server, events_of, http_post
@@ -216,6 +217,12 @@ class Api(ProgramTest):
         self.assertEqual(data.count(b'"finish_reason":"length"'), 5)
         self.assertTrue(data.endswith(b"}") and b'"count"' in data.rsplit(b"\r\n\r\n", 1)[1])
 
+    def test_methods_allowed(self):
+        for method, path, allowed in (("POST", "/health", "GET, HEAD"), ("DELETE", "/v1/models/demo", "GET, HEAD"),
+                                      ("GET", "/v1/completions", "POST"), ("PUT", "/tokenize", "POST")):
+            status, headers, _ = self.server.request(method, path)
+            self.assertEqual((status, headers["Allow"]), (405, allowed))
+
     def test_http_1_0(self):
         body = json.dumps({"prompt": "a", "max_tokens": 4, "stream": True}).encode()
         data = self.server.raw(b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
@@ -235,6 +242,18 @@ class Api(ProgramTest):
             self.assertEqual(connection.recv(100), b"HTTP/1.1 100 Continue\r\n\r\n")
             connection.sendall(body)
             self.assertIn(b"200 OK", live.read_all(connection))
+
+
+class Names(ProgramTest):
+    def test_any_name_can_be_asked_for(self):
+        names = ["org/my-model", "a b", "50%", "%41", "Modèle"]
+        with Server(*(argument for name in names for argument in ("--served-model-name", name))) as server:
+            asked = [(urllib.parse.quote(name, safe=safe), name) for name in names for safe in ("", "/")]
+            for path, name in [*asked, ("org/my-model", names[0]), ("50%", names[2]), ("%25%341", names[3])]:
+                status, text = server.get("/v1/models/" + path)
+                self.assertEqual((status, json.loads(text).get("id")), (200, name), path)
+            for path in ("", "/", "org", "org/", "a+b"):
+                self.assertEqual(server.get("/v1/models/" + path)[0], 404, path)
 
 
 class Keys(ProgramTest):

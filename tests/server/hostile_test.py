@@ -80,6 +80,9 @@ RAW = [
     (400, http_post("/detokenize", b'{"tokens": [1e3]}')),
     (404, http_post(COMPLETION, b'{"prompt": "a", "model": "../../etc"}')),
     (404, b"GET /v1/models/%2e%2e HTTP/1.1\r\nHost: a\r\n\r\n"),
+    (404, b"GET /v1/models/%00%ff%c3%28%2 HTTP/1.1\r\nHost: a\r\n\r\n"),
+    (404, b"GET /v1/models/" + b"%41" * 1000 + b" HTTP/1.1\r\nHost: a\r\n\r\n"),
+    (404, b"GET /v1/models/ HTTP/1.1\r\nHost: a\r\n\r\n"),
 ]
 
 
