@@ -259,7 +259,6 @@ HttpResponse queue_full(const std::string& why) {
 /// returns on the I/O thread. What it throws is answered with.
 void ApiServer::State::work_on(HttpRequest request, const ExchangePtr& exchange,
                                std::function<Then(std::string_view)> work) {
-  check_method(request, "POST");
   if (!available(exchange)) return;
   const size_t bytes = request.body.size();
   if (queued >= most_answers() || queued_bytes + bytes > kMostQueuedBytes)
@@ -303,6 +302,7 @@ void ApiServer::State::respond_later(const ExchangePtr& exchange, std::function<
 
 /// Answers with what `function` of the model returns.
 void ApiServer::State::compute(HttpRequest request, const ExchangePtr& exchange, Compute function) {
+  check_method(request, "POST");
   work_on(std::move(request), exchange, [model = model, exchange, function](std::string_view body) -> Then {
     HttpResponse response{.body = ((*model).*function)(body)};
     return [exchange, response = std::move(response)] { exchange->respond(response); };
@@ -310,6 +310,9 @@ void ApiServer::State::compute(HttpRequest request, const ExchangePtr& exchange,
 }
 
 void ApiServer::State::generate(HttpRequest request, const ExchangePtr& exchange, Prepare function) {
+  check_method(request, "POST");
+  exchange->end_at_eof();
+  if (!exchange->open()) return;
   const auto arrived = Clock::now();
   work_on(std::move(request), exchange,
           [this, model = model, exchange, function, arrived](std::string_view body) -> Then {

@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
-#include <boost/asio/write.hpp>
-#include <boost/beast/http/read.hpp>
+#include <boost/beast/core/string.hpp>
+#include <sstream>
 
 namespace spinfer {
 
@@ -16,10 +16,55 @@ namespace {
 constexpr size_t kReadBytes = 16 << 10;
 constexpr size_t kMaxDrainedBytes = 8 << 20;
 constexpr double kLingerSeconds = 2;
+constexpr int kMostBlankLines = 8;
+constexpr size_t kMostFraming = 8;  // wire bytes per byte of a body: a chunk of one byte takes six
 
 std::string_view reason(int status) {
   const auto known = http::int_to_status(unsigned(status));
   return known == http::status::unknown ? "Unknown" : std::string_view(http::obsolete_reason(known));
+}
+
+std::string_view view(boost::beast::string_view text) {
+  return {text.data(), text.size()};
+}
+
+struct Refusal {
+  int status = 0;
+  std::string message;
+};
+
+/// Heads whose body another program might see end elsewhere (RFC 9112, sections 3.2 and 6.3): what we took
+/// for the next request would be part of the body to a proxy in front. Status 0: none of them.
+template <class Parser>
+Refusal refusal_of(const Parser& parser) {
+  const auto& head = parser.get();
+  const auto codings = head.count(http::field::transfer_encoding);
+  const auto hosts = head.count(http::field::host);
+  if (hosts > 1) return {400, fmt::format("{} Host headers; one is allowed", hosts)};
+  if (hosts == 0 && head.version() >= 11) return {400, "an HTTP/1.1 request needs a Host header"};
+  if (codings == 0) return {};
+  if (head.version() < 11) return {400, "HTTP/1.0 has no Transfer-Encoding"};
+  if (head.count(http::field::content_length) > 0)
+    return {400, "Content-Length and Transfer-Encoding contradict each other"};
+  if (!parser.chunked()) return {400, "the last Transfer-Encoding of a request must be chunked"};
+  if (codings > 1 || !boost::beast::iequals(head[http::field::transfer_encoding], "chunked"))
+    return {501, "no Transfer-Encoding but chunked is supported"};
+  return {};
+}
+
+/// The path of "/health?a", and of "http://AUTHORITY/health?a" where that is this server: what the client
+/// calls it in its Host header, or the address it has reached. Another's absolute form stays as it is.
+std::string path_of(std::string_view target, std::string_view host, const asio::ip::tcp::endpoint& local) {
+  constexpr std::string_view kScheme = "http://";
+  if (boost::beast::iequals(target.substr(0, kScheme.size()), kScheme)) {
+    const std::string_view rest = target.substr(kScheme.size());
+    const std::string_view authority = rest.substr(0, rest.find_first_of("/?#"));
+    const std::string address = (std::ostringstream() << local).str();
+    if (!authority.empty() && (boost::beast::iequals(authority, host) || authority == address))
+      target = rest.substr(authority.size());
+    if (target.empty() || target.front() == '?' || target.front() == '#') return "/";
+  }
+  return std::string(target.substr(0, target.find_first_of("?#")));
 }
 
 }  // namespace
@@ -29,11 +74,12 @@ Connection::Connection(asio::ip::tcp::socket socket, ConnectionHost& host)
   ErrorCode ignored;
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
   socket_.set_option(asio::socket_base::keep_alive(true), ignored);
+  socket_.non_blocking(true, ignored);
 }
 
 void Connection::start() {
   expire_after(host_.options.request_seconds);
-  watch();
+  wait_for_input();
 }
 
 void Connection::refuse() {
@@ -71,111 +117,156 @@ void Connection::next_request() {
   state_ = State::idle;
   gone_ = {};
   parser_.reset();
-  streaming_ = head_only_ = false;
+  streaming_ = head_only_ = end_at_eof_ = false;
+  blank_lines_ = 0;
   if (finish_soon_ || host_.draining) return close();
-  if (input_.size() == 0) {
-    expire_after(host_.options.idle_seconds);
-    return watch();
-  }
-  if (!watching_) return read_head();
-  // The next request may be there already, whole: the read that waits for more must not hold it up.
-  expire_after(host_.options.request_seconds);
-  ErrorCode ignored;
-  socket_.cancel(ignored);
+  if (input_.size() == 0) input_.shrink_to_fit();  // clients that only wait hold no memory
+  expire_after(host_.options.idle_seconds);
+  look_for_request();
 }
 
-void Connection::watch() {
-  if (watching_ || state_ == State::closed) return;
-  watching_ = true;
-  socket_.async_read_some(input_.prepare(kReadBytes),
-                          [self = shared_from_this()](const ErrorCode& error, size_t bytes) {
-                            self->watching_ = false;
-                            self->on_watched(error, bytes);
-                          });
+/// Waits without a buffer: input_ may be parsed, and moved, meanwhile.
+void Connection::wait_for_input() {
+  if (waiting_ || input_ended_ || state_ == State::closed) return;
+  waiting_ = true;
+  socket_.async_wait(asio::socket_base::wait_read, [self = shared_from_this()](const ErrorCode& error) {
+    self->waiting_ = false;
+    error ? self->close() : self->on_readable();
+  });
 }
 
-void Connection::on_watched(const ErrorCode& error, size_t bytes) {
+void Connection::on_readable() {
   if (state_ == State::closed) return;
-  if (error && error != asio::error::operation_aborted) {
-    if (state_ == State::lingering || state_ == State::answering || state_ == State::idle) return close();
-    keep_alive_ = false;  // finishing: a client may close its side once the whole answer is on its way
-    return;
-  }
-  input_.commit(bytes);
-  if (state_ == State::idle) return read_head();
+  ErrorCode error;
+  input_.commit(socket_.read_some(input_.prepare(kReadBytes), error));
+  if (error == asio::error::would_block) return wait_for_input();
+  input_ended_ = error == asio::error::eof;
+  if (error && !input_ended_) return close();
+  if (state_ == State::idle) return look_for_request();
+  if (state_ == State::reading) return read_request();
   if (state_ == State::lingering) return drain_input();
-  if (input_.size() <= host_.options.max_pipelined_bytes) return watch();
+  if (input_ended_) return on_eof_while_answering();
+  if (input_.size() <= host_.options.max_pipelined_bytes) return wait_for_input();
   // In `finishing` what follows is read in its turn, after the answer.
   if (state_ == State::answering) give_up();
 }
 
-void Connection::read_head() {
+/// In `idle`: begins a request if there is one.
+void Connection::look_for_request() {
+  if (skip_blank_lines()) return want_more();
   state_ = State::reading;
   linger_ = true;
+  head_bytes_ = body_bytes_ = 0;
   expire_after(host_.options.request_seconds);
   parser_.emplace();
   parser_->header_limit(uint32_t(host_.options.max_head_bytes));
   parser_->body_limit(host_.options.max_body_bytes);
-  reading_ = true;
-  http::async_read_header(socket_, input_, *parser_,
-                          [self = shared_from_this()](const ErrorCode& error, size_t) {
-                            self->reading_ = false;
-                            if (self->state_ == State::reading) return self->on_head(error);
-                            self->on_late_read(error);
-                          });
+  read_request();
 }
 
-/// A read that ended after the request was refused.
-void Connection::on_late_read(const ErrorCode& error) {
-  if (state_ != State::lingering) return;
-  error ? close() : drain_input();
+/// True if nothing else is there. Some clients end a body with a line break that they do not count (RFC 9112,
+/// section 2.2).
+bool Connection::skip_blank_lines() {
+  const auto text = [&] {
+    return std::string_view(static_cast<const char*>(input_.data().data()), input_.size());
+  };
+  for (; blank_lines_ < kMostBlankLines && text().starts_with("\r\n"); ++blank_lines_) input_.consume(2);
+  return text().empty() || text() == "\r";
 }
 
-void Connection::on_head(const ErrorCode& error) {
-  if (error) return refuse_request(error);
-  const auto& request = parser_->get();
-  // Beast's own limit lets a head pass that arrives in one piece.
-  size_t head_bytes = request.target().size();
-  for (const auto& field : request) head_bytes += field.name_string().size() + field.value().size() + 4;
-  if (head_bytes > host_.options.max_head_bytes) return refuse_request(http::error::header_limit);
-  http11_ = request.version() >= 11;
-  keep_alive_ = request.keep_alive();
-  head_only_ = request.method() == http::verb::head;
-  if (http11_ && request.find(http::field::host) == request.end())
-    return answer_error(400, "an HTTP/1.1 request needs a Host header");
-  if (boost::beast::iequals(request[http::field::expect], "100-continue") && !parser_->is_done()) {
-    unsent_ += "HTTP/1.1 100 Continue\r\n\r\n";
-    flush();
-  }
-  read_body();
-}
-
-void Connection::read_body() {
-  if (parser_->is_done()) return on_body({});
-  reading_ = true;
-  http::async_read(socket_, input_, *parser_, [self = shared_from_this()](const ErrorCode& error, size_t) {
-    self->reading_ = false;
-    if (self->state_ == State::reading) return self->on_body(error);
-    self->on_late_read(error);
-  });
-}
-
-void Connection::on_body(const ErrorCode& error) {
-  if (error) return refuse_request(error);
+/// In `reading`: parses what is there.
+void Connection::read_request() {
+  if (!parser_->is_header_done() && !read_head()) return;
+  if (!parser_->is_done() && !read_body()) return;
   linger_ = false;
   handle();
 }
 
+/// Has the parser take of input_ what it can, and adds that to `total`.
+Connection::ErrorCode Connection::feed(size_t& total) {
+  ErrorCode error;
+  const std::string_view text(static_cast<const char*>(input_.data().data()), input_.size());
+  // Where the last chunk's line comes by itself, Beast's parser asserts that two bytes follow at once.
+  const bool last_chunk_begins =
+      parser_->is_header_done() && parser_->chunked() && text.size() < 5 && text.starts_with('0');
+  if (text.empty() || last_chunk_begins) return error;
+  const size_t taken = parser_->put(input_.data(), error);
+  input_.consume(taken);
+  total += taken;
+  return error == http::error::need_more ? ErrorCode() : error;
+}
+
+/// True when the head is there and no reason to refuse the request.
+bool Connection::read_head() {
+  const ErrorCode error = feed(head_bytes_);
+  const bool done = !error && parser_->is_header_done();
+  // The parser's own limit is one on what it gets at once.
+  const bool too_long = head_bytes_ + (done ? 0 : input_.size()) > host_.options.max_head_bytes;
+  if (error || too_long) {
+    refuse_request(error ? error : http::error::header_limit);
+    return false;
+  }
+  if (done) return accept_head();
+  want_more();
+  return false;
+}
+
+bool Connection::accept_head() {
+  const auto& head = parser_->get();
+  http11_ = head.version() >= 11;
+  keep_alive_ = head.keep_alive();
+  head_only_ = head.method() == http::verb::head;
+  if (const Refusal refusal = refusal_of(*parser_); refusal.status != 0) {
+    answer_error(refusal.status, refusal.message);
+    return false;
+  }
+  ErrorCode ignored;
+  request_ = {
+      .method = std::string(head.method_string()),
+      .path = path_of(view(head.target()), view(head[http::field::host]), socket_.local_endpoint(ignored)),
+      .authorization = std::string(head[http::field::authorization]),
+      .body = {}};
+  parser_->eager(true);
+  if (http11_ && boost::beast::iequals(head[http::field::expect], "100-continue") && !parser_->is_done()) {
+    unsent_ += "HTTP/1.1 100 Continue\r\n\r\n";
+    flush();
+  }
+  return state_ == State::reading;
+}
+
+/// True when the body is there.
+bool Connection::read_body() {
+  const auto& options = host_.options;
+  if (const ErrorCode error = feed(body_bytes_)) {
+    refuse_request(error);
+    return false;
+  }
+  if (parser_->is_done()) return true;
+  // What stays in input_ is the beginning of a chunk's line or of the trailer, which the parser takes whole.
+  if (input_.size() > options.max_head_bytes) {
+    answer_error(431, fmt::format("a chunk's size and extensions, or the trailer, have more than {} bytes",
+                                  options.max_head_bytes));
+    return false;
+  }
+  if (body_bytes_ > kMostFraming * options.max_body_bytes) {
+    answer_error(413, fmt::format("the chunks of the body take more than {} bytes",
+                                  kMostFraming * options.max_body_bytes));
+    return false;
+  }
+  want_more();
+  return false;
+}
+
+void Connection::want_more() {
+  input_ended_ ? close() : wait_for_input();
+}
+
 /// What cannot be read as a request.
 void Connection::refuse_request(const ErrorCode& error) {
-  if (error == http::error::end_of_stream || error == http::error::partial_message ||
-      error.category() == boost::system::system_category() ||
-      error.category() == asio::error::get_misc_category())
-    return close();
   const auto& options = host_.options;
   if (error == http::error::body_limit)
     return answer_error(413, fmt::format("the body has more than {} bytes", options.max_body_bytes));
-  if (error == http::error::header_limit || error == http::error::buffer_overflow) {
+  if (error == http::error::header_limit) {
     return answer_error(
         431, fmt::format("request line and headers have more than {} bytes", options.max_head_bytes));
   }
@@ -183,18 +274,13 @@ void Connection::refuse_request(const ErrorCode& error) {
 }
 
 void Connection::handle() {
-  auto message = parser_->release();
+  HttpRequest request = std::move(request_);
+  request.body = std::move(parser_->get().body());
   parser_.reset();
-  HttpRequest request;
-  request.method = std::string(message.method_string());
-  const std::string_view target(message.target().data(), message.target().size());
-  request.path = std::string(target.substr(0, target.find_first_of("?#")));
-  request.authorization = std::string(message[http::field::authorization]);
-  request.body = std::move(message.body());
   state_ = State::answering;
   deadline_.cancel();
   ++deadline_number_;
-  watch();
+  wait_for_input();
   try {
     host_.handler(std::move(request), shared_from_this());
   } catch (const std::exception& error) {
@@ -202,10 +288,28 @@ void Connection::handle() {
   }
 }
 
+void Connection::end_at_eof() {
+  if (state_ != State::answering) return;
+  end_at_eof_ = true;
+  if (input_ended_) on_eof_while_answering();
+}
+
+/// Requests after one that is ended here get no answer: the connection closes, so that what the engine still
+/// says about the ended one cannot be taken for theirs.
+void Connection::on_eof_while_answering() {
+  if (state_ != State::answering || !end_at_eof_) return;
+  if (streaming_) return close();
+  if (gone_) std::exchange(gone_, {})();
+  keep_alive_ = false;
+  answer_error(400,
+               "the client has ended its side of the connection, which ends a generation: keep it open until "
+               "the answer has come");
+}
+
 // ---- answering
 
 std::string Connection::head(int status, std::string_view content_type, const HttpResponse* response) {
-  if (finish_soon_ || host_.draining || linger_) keep_alive_ = false;
+  if (finish_soon_ || host_.draining || linger_ || (input_ended_ && input_.size() == 0)) keep_alive_ = false;
   std::string text = fmt::format("HTTP/1.1 {} {}\r\nServer: spinfer\r\nContent-Type: {}\r\n", status,
                                  reason(status), content_type);
   if (response) {
@@ -310,18 +414,13 @@ void Connection::linger() {
   socket_.shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
   if (!linger_) return close();
   expire_after(kLingerSeconds);
-  if (!watching_ && !reading_) drain_input();
+  drain_input();
 }
 
 void Connection::drain_input() {
+  drained_ += input_.size();
   input_.clear();
-  socket_.async_read_some(input_.prepare(kReadBytes),
-                          [self = shared_from_this()](const ErrorCode& error, size_t bytes) {
-                            if (self->state_ == State::closed) return;
-                            self->drained_ += bytes;
-                            if (error || self->drained_ > kMaxDrainedBytes) return self->close();
-                            self->drain_input();
-                          });
+  drained_ > kMaxDrainedBytes ? close() : want_more();
 }
 
 // ---- deadlines

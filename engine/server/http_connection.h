@@ -32,9 +32,13 @@ struct ConnectionHost {
 ///
 ///   idle ──bytes──► reading ──whole request──► answering ──answer written──► idle
 ///
-/// In `idle` and `answering` one read is always outstanding, so that a client that goes away is noticed at
-/// once; what it reads meanwhile is the beginning of the next request. All on the I/O thread;
-/// `shared_from_this` in each pending operation keeps the object alive.
+/// The socket is waited on in every state, so that a client that goes away is noticed at once; what comes
+/// while a request is answered is the beginning of the next. All on the I/O thread; `shared_from_this` in
+/// each pending operation keeps the object alive.
+///
+/// The end of what the client sends (a FIN) may mean that it has gone, or that it only has nothing more to
+/// ask: until a write fails the two look the same. Requests that came whole before it are answered, in their
+/// turn; but one that has called `end_at_eof` (a generation) is ended, as nobody may be there for it.
 class Connection : public HttpExchange, public std::enable_shared_from_this<Connection> {
  public:
   Connection(boost::asio::ip::tcp::socket socket, ConnectionHost& host);
@@ -51,6 +55,7 @@ class Connection : public HttpExchange, public std::enable_shared_from_this<Conn
   void send(std::string_view bytes) override;
   void end_stream() override;
   bool open() const override { return state_ == State::answering; }
+  void end_at_eof() override;
   void on_gone(std::function<void()> callback) override { gone_ = std::move(callback); }
 
  private:
@@ -59,16 +64,20 @@ class Connection : public HttpExchange, public std::enable_shared_from_this<Conn
   using ErrorCode = boost::system::error_code;
 
   void next_request();
-  void watch();
-  void on_watched(const ErrorCode& error, size_t bytes);
-  void read_head();
-  void on_late_read(const ErrorCode& error);
-  void on_head(const ErrorCode& error);
-  void read_body();
-  void on_body(const ErrorCode& error);
+  void wait_for_input();
+  void on_readable();
+  void look_for_request();
+  bool skip_blank_lines();
+  void read_request();
+  ErrorCode feed(size_t& total);
+  bool read_head();
+  bool read_body();
+  bool accept_head();
+  void want_more();
   void refuse_request(const ErrorCode& error);
   void answer_error(int status, const std::string& message);
   void handle();
+  void on_eof_while_answering();
   std::string head(int status, std::string_view content_type, const HttpResponse* response);
   void complete();
   void flush();
@@ -84,6 +93,10 @@ class Connection : public HttpExchange, public std::enable_shared_from_this<Conn
   boost::asio::steady_timer deadline_;
   boost::beast::flat_buffer input_;
   std::optional<Parser> parser_;
+  HttpRequest request_;    // what the head says, while the body is read
+  size_t head_bytes_ = 0;  // of the request, as they came
+  size_t body_bytes_ = 0;  // the same, with chunk sizes and trailer
+  int blank_lines_ = 0;    // before the request
   std::function<void()> gone_;
   std::string unsent_;   // to be written after writing_
   std::string writing_;  // being written, from written_ on
@@ -91,8 +104,9 @@ class Connection : public HttpExchange, public std::enable_shared_from_this<Conn
   size_t drained_ = 0;
   uint64_t deadline_number_ = 0;
   State state_ = State::idle;
-  bool watching_ = false;  // a read of `watch` is outstanding
-  bool reading_ = false;   // a read of a request is outstanding
+  bool waiting_ = false;      // `wait_for_input` is outstanding
+  bool input_ended_ = false;  // the client sends nothing more
+  bool end_at_eof_ = false;   // the request being answered ends with the input
   bool write_pending_ = false;
   bool keep_alive_ = false;
   bool http11_ = false;

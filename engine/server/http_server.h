@@ -44,6 +44,9 @@ class HttpExchange {
   /// Called once, on the I/O thread, if the client goes away (or reads so slowly that it is given up) before
   /// the answer is complete.
   virtual void on_gone(std::function<void()> callback) = 0;
+  /// From now on a client that ends its side of the connection counts as gone, which is noticed at once where
+  /// one that vanishes otherwise is not before it is written to. For answers that cost much.
+  virtual void end_at_eof() = 0;
 };
 
 struct HttpOptions {

@@ -217,6 +217,35 @@ class Api(ProgramTest):
         self.assertEqual(data.count(b'"finish_reason":"length"'), 5)
         self.assertTrue(data.endswith(b"}") and b'"count"' in data.rsplit(b"\r\n\r\n", 1)[1])
 
+    def test_half_closed_connections_are_answered(self):
+        health = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+        for _ in range(10):  # the end may be seen with the requests, or later
+            self.assertEqual(self.server.raw(health * 5, finish=True).count(b"HTTP/1.1 200 OK"), 5)
+            data = self.server.raw(health + http_post("/tokenize", {"prompt": "a"}) * 2 + health, finish=True)
+            self.assertEqual((data.count(b"HTTP/1.1 200 OK"), data.count(b'"count"')), (4, 2))
+
+    def test_a_half_closed_connection_gets_no_generation(self):
+        for before in (b"", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"):
+            one = http_post("/v1/completions", {"prompt": "a", "max_tokens": 400, "ignore_eos": True})
+            data = self.server.raw(before + one + b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n", finish=True)
+            self.assertEqual(data.count(b"HTTP/1.1 200 OK"), len(before) > 0)
+            self.assertEqual(data.count(b"HTTP/1.1 400 "), 1)
+            self.assertIn(b"keep it open", data)
+        self.server.wait_idle()
+
+    def test_absolute_form(self):
+        here = f"127.0.0.1:{self.server.port}"
+        for target, host, status in ((f"http://{here}/health?a=b", "a", 200), (f"HTTP://{here}", here, 200),
+                                     ("http://Models.example/health", "models.EXAMPLE", 200),
+                                     (f"http://{here}?a", "a", 200), ("http://other/health", here, 404)):
+            data = self.server.raw(f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            self.assertIn(f"HTTP/1.1 {status} ".encode(), data, target)
+
+    def test_line_breaks_before_a_request(self):
+        post = http_post("/tokenize", {"prompt": "a"}) + b"\r\n"  # a line break too many after the body
+        data = self.server.raw(b"\r\n" + post * 3 + b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        self.assertEqual(data.count(b"HTTP/1.1 200 OK"), 4)
+
     def test_methods_allowed(self):
         for method, path, allowed in (("POST", "/health", "GET, HEAD"), ("DELETE", "/v1/models/demo", "GET, HEAD"),
                                       ("GET", "/v1/completions", "POST"), ("PUT", "/tokenize", "POST")):
@@ -230,6 +259,10 @@ class Api(ProgramTest):
         self.assertIn(b"Connection: close", head)
         self.assertNotIn(b"chunked", head)
         self.assertEqual(events_of(events)[-1], "[DONE]")
+        body = b'{"prompt": "a"}'
+        data = self.server.raw(b"POST /tokenize HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" %
+                               len(body) + body)
+        self.assertTrue(data.startswith(b"HTTP/1.1 200 OK"), "1.0 knows no 100 Continue")
 
     def test_chunked_bodies_and_expect(self):
         data = self.server.raw(b"POST /tokenize HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"

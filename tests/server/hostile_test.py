@@ -44,12 +44,16 @@ RAW = [
     (400, POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"),
     (400, POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\naaaaaXX\r\n0\r\n\r\n"),
     (400, POST + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n"),
+    (400, POST + b"Host: b\r\nContent-Length: 0\r\n\r\n"),
     (400, POST + b"\r\n"),
+    (400, b"\r\n" * 100 + GET),
     (404, b"GET /nothing HTTP/1.1\r\nHost: a\r\n\r\n"),
     (404, b"GET /../../etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n"),
     (404, b"GET /v1 HTTP/1.1\r\nHost: a\r\n\r\n"),
     (404, b"GET //health HTTP/1.1\r\nHost: a\r\n\r\n"),
     (404, b"GET http://other/health HTTP/1.1\r\nHost: a\r\n\r\n"),
+    (404, b"GET http:///health HTTP/1.1\r\nHost:\r\n\r\n"),
+    (404, b"GET http://a@b/health HTTP/1.1\r\nHost: a\r\n\r\n"),
     (404, b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"),
     (404, b"CONNECT other:443 HTTP/1.1\r\nHost: a\r\n\r\n"),
     (405, b"GET /v1/completions HTTP/1.1\r\nHost: a\r\n\r\n"),
@@ -83,6 +87,30 @@ RAW = [
     (404, b"GET /v1/models/%00%ff%c3%28%2 HTTP/1.1\r\nHost: a\r\n\r\n"),
     (404, b"GET /v1/models/" + b"%41" * 1000 + b" HTTP/1.1\r\nHost: a\r\n\r\n"),
     (404, b"GET /v1/models/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+]
+# (status, headers) of requests whose body another program could see end elsewhere.
+FRAMING = [
+    (400, b"Transfer-Encoding: gzip"),
+    (400, b"Transfer-Encoding: chunked, gzip"),
+    (501, b"Transfer-Encoding: gzip, chunked"),
+    (501, b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked"),
+    (400, b"Transfer-Encoding: chunked\r\nTransfer-Encoding: gzip"),
+    (400, b"Transfer-Encoding: chunked, chunked"),
+    (400, b"Transfer-Encoding: identity"),
+    (400, b"Transfer-Encoding: xchunked"),
+    (400, b"Transfer-Encoding: \"chunked\""),
+    (400, b"Transfer-Encoding:"),
+    (400, b"Transfer-Encoding: \x0bchunked"),
+    (400, b"Transfer-Encoding : chunked"),
+    (400, b"Transfer-Encoding: gzip\r\nContent-Length: 5"),
+    (400, b"Content-Length: 5\r\nTransfer-Encoding: gzip"),
+    (400, b"Transfer-Encoding: chunked\r\nContent-Length: 5"),
+    (400, b"Content-Length: 5\r\nTransfer-Encoding: chunked"),
+    (400, b"Content-Length: 0\r\nContent-Length: 35"),
+    (400, b"Content-Length: 0, 35"),
+    (400, b"Content-Length: +0"),
+    (400, b"Content-Length:"),
+    (400, b"Host: b"),
 ]
 
 
@@ -129,13 +157,51 @@ class Hostile(ProgramTest):
         self.assertEqual(self.server.get("/health")[0], 200)
         self.server.wait_idle()
 
+    def test_no_body_is_run_as_a_request(self):
+        # The body is a request itself, so that each answer beyond the first comes of it.
+        for version, cases in ((b"1.1", FRAMING), (b"1.0", [(400, b"Transfer-Encoding: chunked")])):
+            for status, headers in cases:
+                with self.subTest(headers):
+                    data = self.server.raw(b"POST /tokenize HTTP/" + version + b"\r\nHost: a\r\n" + headers +
+                                           b"\r\n\r\n" + GET)
+                    self.assertTrue(data.startswith(f"HTTP/1.1 {status} ".encode()), data)
+                    self.assertEqual(data.count(b"HTTP/1.1 "), 1, data)
+                    self.assertIn(b"Connection: close", data)
+
+    def test_what_never_ends_is_refused(self):
+        chunked = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+        for start, piece in ((chunked + b"1;", b"a" * 65536), (chunked, b"0" * 65536),
+                             (chunked + b"0\r\n", b"X: a\r\n" * 10000),
+                             (chunked, b"1;" + b"a" * 9000 + b"\r\na\r\n")):
+            with self.subTest(piece[:10]), self.server.connect() as connection:
+                before = self.server.memory()
+                sent = len(start)
+                try:
+                    connection.sendall(start)
+                    while sent < 256 << 20:
+                        connection.sendall(piece)
+                        sent += len(piece)
+                except OSError:
+                    pass  # refused: nobody reads any more
+                self.assertLess(sent, 100 << 20)
+                self.assertLess(self.server.memory() - before, 30e6 * live.SLOWNESS)
+
+    def test_what_never_ends_is_refused_with_a_reason(self):
+        chunked = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+        for data in (chunked + b"1;" + b"a" * 20000, chunked + b"0" * 20000, chunked + b"0\r\n" + b"X: a\r\n" * 5000):
+            self.assertIn(b"HTTP/1.1 431 ", self.ask(data)[0])
+
     def test_a_request_in_single_bytes(self):
-        data = http_post("/tokenize", {"prompt": "abc"}, "Connection: close\r\n")
-        with self.server.connect() as connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for byte in data:
-                connection.sendall(bytes([byte]))
-            self.assertIn(b'"count"', live.read_all(connection))
+        chunked = (b"POST /tokenize HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+                   b"11;x=y\r\n{\"prompt\": \"abc\"}\r\n0\r\nX: a\r\n\r\n")
+        empty = POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        for data, says in ((http_post("/tokenize", {"prompt": "abc"}, "Connection: close\r\n"), b'"count"'),
+                           (chunked, b'"count"'), (empty, b"400 Bad Request")):
+            with self.server.connect() as connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for byte in data:
+                    connection.sendall(bytes([byte]))
+                self.assertIn(says, live.read_all(connection))
 
     def test_garbage(self):
         import random
