@@ -1,6 +1,7 @@
 #include "engine/server/http_connection.h"
 
 #include <fmt/format.h>
+#include <netinet/tcp.h>
 #include <spdlog/spdlog.h>
 
 #include <boost/beast/core/string.hpp>
@@ -14,6 +15,10 @@ namespace http = boost::beast::http;
 namespace {
 
 constexpr size_t kReadBytes = 16 << 10;
+/// Otherwise the kernel takes megabytes of an answer at once, read or not: memory that we do not count, and
+/// the pace of the client would show late.
+using NotSentLowAt = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_NOTSENT_LOWAT>;
+constexpr int kMostUnsentInKernel = 128 << 10;
 constexpr size_t kMaxDrainedBytes = 8 << 20;
 constexpr double kLingerSeconds = 2;
 constexpr int kMostBlankLines = 8;
@@ -75,6 +80,7 @@ Connection::Connection(asio::ip::tcp::socket socket, ConnectionHost& host)
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
   socket_.set_option(asio::socket_base::keep_alive(true), ignored);
   socket_.non_blocking(true, ignored);
+  socket_.set_option(NotSentLowAt(kMostUnsentInKernel), ignored);
 }
 
 void Connection::start() {
@@ -101,12 +107,14 @@ void Connection::close() {
   ErrorCode ignored;
   deadline_.cancel();
   socket_.close(ignored);
+  host_.unsent_bytes -= std::exchange(counted_, 0);
   if (answering && gone_) std::exchange(gone_, {})();
   gone_ = {};
   host_.ended(this);
 }
 
 void Connection::give_up() {
+  if (state_ == State::closed) return;
   ++host_.counts.given_up;
   close();
 }
@@ -326,6 +334,11 @@ std::string Connection::head(int status, std::string_view content_type, const Ht
 
 void Connection::respond(const HttpResponse& response) {
   if (state_ != State::answering) return;
+  if (response.body.size() > host_.options.max_answer_bytes) {
+    return answer_error(500, fmt::format("the answer has {} bytes, at most {} can be sent: ask for less, or "
+                                         "for a stream",
+                                         response.body.size(), host_.options.max_answer_bytes));
+  }
   unsent_ += head(response.status, response.content_type, &response);
   if (!head_only_) unsent_ += response.body;
   complete();
@@ -347,8 +360,8 @@ void Connection::send(std::string_view bytes) {
   } else {
     unsent_ += bytes;
   }
-  if (unsent_.size() + writing_.size() - written_ > host_.options.max_unsent_bytes) {
-    spdlog::info("http: a client reads too slowly, {} bytes are waiting for it", unsent_.size());
+  if (unsent() > host_.options.max_unsent_bytes) {
+    spdlog::info("http: a client reads too slowly, {} bytes are waiting for it", unsent());
     return give_up();
   }
   flush();
@@ -375,12 +388,34 @@ void Connection::complete() {
   flush();
 }
 
+double Connection::seconds_to_read() const {
+  // What the socket's own buffer takes at once says little about the client.
+  constexpr double kTakenAtOnce = 64 << 10;
+  if (unsent() == 0) return -1;
+  const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - unsent_since_;
+  return waited.count() * double(unsent()) / (kTakenAtOnce + double(taken_));
+}
+
+/// Keeps the server's sum, and may find that this connection is the one to be given up for it.
+void Connection::count_unsent() {
+  if (state_ == State::closed) return;
+  if (counted_ == 0) {
+    unsent_since_ = std::chrono::steady_clock::now();
+    taken_ = 0;
+  }
+  const bool grows = unsent() > counted_;
+  host_.unsent_bytes += unsent() - std::exchange(counted_, unsent());
+  if (grows && host_.unsent_bytes > host_.options.max_unsent_total_bytes) host_.relieve();
+}
+
 void Connection::flush() {
+  count_unsent();
   if (write_pending_ || state_ == State::closed) return;
   if (written_ == writing_.size()) {
-    writing_.clear();
+    std::string written;  // freed here: a connection does not keep the memory of its last answer
+    written.swap(writing_);
+    writing_.swap(unsent_);
     written_ = 0;
-    std::swap(writing_, unsent_);
   }
   if (writing_.empty()) {
     if (state_ == State::answering || state_ == State::reading) {
@@ -403,6 +438,7 @@ void Connection::on_written(const ErrorCode& error, size_t bytes) {
   if (state_ == State::closed) return;
   if (error) return close();
   written_ += bytes;
+  taken_ += bytes;
   flush();
 }
 

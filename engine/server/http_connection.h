@@ -8,6 +8,7 @@
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
@@ -24,7 +25,9 @@ struct ConnectionHost {
   const HttpServer::Handler& handler;
   const HttpServer::ErrorBody& error_body;
   std::function<void(Connection*)> ended;
+  std::function<void()> relieve;  ///< called when unsent_bytes is above options.max_unsent_total_bytes
   HttpCounts counts = {};
+  size_t unsent_bytes = 0;  ///< of all connections
   bool draining = false;
 };
 
@@ -49,6 +52,10 @@ class Connection : public HttpExchange, public std::enable_shared_from_this<Conn
   void finish_soon();
   /// Cuts the connection off.
   void close();
+  /// Cuts the connection off because its client is too slow, or sends too much.
+  void give_up();
+  /// How long the client will take for what waits to be written, at its pace so far; negative: nothing waits.
+  double seconds_to_read() const;
 
   void respond(const HttpResponse& response) override;
   void begin_stream(std::string_view content_type) override;
@@ -80,11 +87,12 @@ class Connection : public HttpExchange, public std::enable_shared_from_this<Conn
   void on_eof_while_answering();
   std::string head(int status, std::string_view content_type, const HttpResponse* response);
   void complete();
+  size_t unsent() const { return unsent_.size() + writing_.size() - written_; }
+  void count_unsent();
   void flush();
   void on_written(const ErrorCode& error, size_t bytes);
   void linger();
   void drain_input();
-  void give_up();
   void expire_after(double seconds);
   void on_deadline();
 
@@ -101,6 +109,9 @@ class Connection : public HttpExchange, public std::enable_shared_from_this<Conn
   std::string unsent_;   // to be written after writing_
   std::string writing_;  // being written, from written_ on
   size_t written_ = 0;
+  size_t counted_ = 0;                                  // its share of host_.unsent_bytes
+  size_t taken_ = 0;                                    // written since unsent_since_
+  std::chrono::steady_clock::time_point unsent_since_;  // when something began to wait
   size_t drained_ = 0;
   uint64_t deadline_number_ = 0;
   State state_ = State::idle;

@@ -76,13 +76,16 @@ struct HttpServer::State {
         host{.options = options,
              .handler = handler,
              .error_body = error_body,
-             .ended = [this](Connection* ended) {
-               connections.erase(ended);
-               host.counts.connections = int(connections.size());
-             }} {}
+             .ended =
+                 [this](Connection* ended) {
+                   connections.erase(ended);
+                   host.counts.connections = int(connections.size());
+                 },
+             .relieve = [this] { relieve(); }} {}
 
   void accept();
   void on_accepted(const boost::system::error_code& error, tcp::socket socket);
+  void relieve();
   void next_tick(const std::function<void()>& on_tick);
 };
 
@@ -110,6 +113,18 @@ void HttpServer::State::on_accepted(const boost::system::error_code& error, tcp:
   host.counts.connections = int(connections.size());
   full ? connection->refuse() : connection->start();
   accept();
+}
+
+/// Who reads slowest for what it holds goes first. An answer that has just been made has had no time to be
+/// slow, and small ones are soon read: those are spared.
+void HttpServer::State::relieve() {
+  while (host.unsent_bytes > options.max_unsent_total_bytes) {
+    const auto slowest = std::ranges::max_element(
+        connections, {}, [](const auto& entry) { return entry.second->seconds_to_read(); });
+    const std::shared_ptr<Connection> given_up = slowest->second;
+    spdlog::info("http: {} bytes wait to be read by clients, the slowest is given up", host.unsent_bytes);
+    given_up->give_up();
+  }
 }
 
 void HttpServer::State::next_tick(const std::function<void()>& on_tick) {

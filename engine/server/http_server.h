@@ -51,10 +51,13 @@ class HttpExchange {
 
 struct HttpOptions {
   std::string host = "127.0.0.1";
-  int port = 8080;                                ///< 0: any free one
-  size_t max_body_bytes = size_t{4} << 20;        ///< 413 above
-  size_t max_head_bytes = size_t{16} << 10;       ///< request line and headers; 431 above
-  size_t max_unsent_bytes = size_t{1} << 20;      ///< a stream's client that lags further behind is given up
+  int port = 8080;                              ///< 0: any free one
+  size_t max_body_bytes = size_t{4} << 20;      ///< 413 above
+  size_t max_head_bytes = size_t{16} << 10;     ///< request line and headers, or a trailer; 431 above
+  size_t max_unsent_bytes = size_t{1} << 20;    ///< a stream's client that lags further behind is given up
+  size_t max_answer_bytes = size_t{128} << 20;  ///< of one answer that is no stream; 500 above
+  /// Of all answers and streams together; above, those whose readers are slowest are given up.
+  size_t max_unsent_total_bytes = size_t{256} << 20;
   size_t max_pipelined_bytes = size_t{64} << 10;  ///< that may arrive while a request is being answered
   int max_connections = 2048;                     ///< 503 above
   double request_seconds = 60;  ///< for a request to arrive whole, and for a reader to take anything at all
