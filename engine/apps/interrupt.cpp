@@ -61,7 +61,7 @@ void watch_interrupts() {
     signal_seen = signal;
     const int drain = signal == SIGTERM ? int(drain_grace_ms) : 0;
     wait_for_second(set, std::chrono::milliseconds(std::max(int(grace_ms), drain)));
-    _exit(interrupt_status());
+    _exit(drain > 0 ? 1 : interrupt_status());
   }).detach();
 }
 

@@ -22,7 +22,8 @@ void watch_interrupts();
 /// A quarter of a second at first. Work that must clean up after itself asks for more: it polls, if not
 /// always soon.
 void set_interrupt_grace(int seconds);
-/// The grace of SIGTERM alone, if longer: for a server that lets its requests finish.
+/// The grace of SIGTERM alone, if longer: for a server that lets its requests finish. Cut short, or not over
+/// in that time, it has failed: the process ends with status 1.
 void set_drain_grace(int seconds);
 /// From now on SIGINT only sets a flag, which `take_sigint` returns and clears: for a program that goes on.
 void keep_running_on_sigint();

@@ -108,6 +108,7 @@ struct ApiServer::State {
   void handle_api(HttpRequest request, const ExchangePtr& exchange);
   void health(const ExchangePtr& exchange);
   bool available(const ExchangePtr& exchange);
+  bool finishing(const ExchangePtr& exchange);
   size_t most_answers() const { return size_t(options.engine.max_num_seqs) + size_t(options.max_waiting); }
   void work_on(HttpRequest request, const ExchangePtr& exchange, std::function<Then(std::string_view)> work);
   void respond_later(const ExchangePtr& exchange, std::function<HttpResponse()> make);
@@ -226,25 +227,34 @@ void ApiServer::State::health(const ExchangePtr& exchange) {
   if (available(exchange)) exchange->respond({.body = R"({"status":"ok"})"});
 }
 
+namespace {
+
+HttpResponse unavailable(const std::string& why, const std::string& code) {
+  return {.status = 503, .body = error_json(503, why, {}, code), .headers = {{"Retry-After", "1"}}};
+}
+
+constexpr const char* kShuttingDown = "the server is shutting down";
+
+}  // namespace
+
 /// False, and answered with 503, while the engine cannot take requests.
 bool ApiServer::State::available(const ExchangePtr& exchange) {
-  const EngineStatus status = engine.status();
-  std::string why, code;
-  if (status.state == EngineState::failed) {
-    why = "the engine has failed: " + status.failure;
-    code = "engine_failed";
-  } else if (drain_until) {
-    why = "the server is shutting down";
-    code = "shutting_down";
-  } else if (!model) {
-    why = "the model is loading";
-    code = "loading";
-  } else {
-    return true;
-  }
-  exchange->respond(
-      {.status = 503, .body = error_json(503, why, {}, code), .headers = {{"Retry-After", "1"}}});
+  if (!finishing(exchange)) return false;
+  if (!drain_until && model) return true;
+  exchange->respond(drain_until ? unavailable(kShuttingDown, "shutting_down")
+                                : unavailable("the model is loading", "loading"));
   return false;
+}
+
+/// The same for what came before the end was asked for: false only once nothing is finished any more.
+bool ApiServer::State::finishing(const ExchangePtr& exchange) {
+  const EngineStatus status = engine.status();
+  if (status.state == EngineState::failed) {
+    exchange->respond(unavailable("the engine has failed: " + status.failure, "engine_failed"));
+    return false;
+  }
+  if (cut_off_since) exchange->respond(unavailable(kShuttingDown, "shutting_down"));
+  return !cut_off_since;
 }
 
 namespace {
@@ -322,7 +332,7 @@ void ApiServer::State::generate(HttpRequest request, const ExchangePtr& exchange
 }
 
 void ApiServer::State::start(PreparedRequest prepared, const ExchangePtr& exchange) {
-  if (!exchange->open() || !available(exchange)) return;
+  if (!exchange->open() || !finishing(exchange)) return;
   const size_t most = most_answers();
   if (live.size() + prepared.submissions.size() > most) {
     return exchange->respond(
@@ -377,7 +387,7 @@ void ApiServer::State::tick_draining() {
   if (Clock::now() < *drain_until) return;
   if (!cut_off_since) {
     cut_off_since = Clock::now();
-    end_all(503, "the server is shutting down");
+    end_all(503, kShuttingDown);
   }
   if (Clock::now() - *cut_off_since > kCutOffLinger) http.stop();
 }

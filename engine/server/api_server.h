@@ -19,7 +19,7 @@ struct ServeOptions {
   std::vector<std::string> model_names;      ///< the first is the one answers carry; at least one
   std::optional<std::string> chat_template;  ///< instead of the directory's
   int max_waiting = 1024;                    ///< choices beyond those that can run; 429 above
-  double drain_seconds = 30;                 ///< that running requests have once the end was asked for
+  double drain_seconds = 30;                 ///< that received requests have once the end was asked for
 };
 
 enum class StopRequest { none, drain, at_once };
@@ -33,9 +33,10 @@ class ApiServer {
   ApiServer& operator=(const ApiServer&) = delete;
 
   int port() const;
-  /// Serves until `poll_stop` asks for the end: after `drain`, no new requests, those that run end or are cut
-  /// off after drain_seconds. `on_ready` is called once the model is loaded. Throws what loading threw, or
-  /// `Error` with the cause after the engine has failed (and clients had a moment to see it).
+  /// Serves until `poll_stop` asks for the end: after `drain`, no new requests; those received whole before,
+  /// waiting ones too, end or are cut off after drain_seconds. `on_ready` is called once the model is loaded.
+  /// Throws what loading threw, or `Error` with the cause after the engine has failed (and clients had a
+  /// moment to see it).
   void run(const std::function<StopRequest()>& poll_stop, const std::function<void()>& on_ready);
 
  private:

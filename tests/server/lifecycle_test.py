@@ -342,6 +342,43 @@ class TheEnd(ProgramTest):
         self.assertEqual(server.process.wait(20 * SLOWNESS), 0)
         server.stop()
 
+    def test_sigterm_serves_what_waits_to_be_tokenized(self):
+        server = Server("--drain-timeout", 30 * SLOWNESS)
+        long = http_post("/tokenize", json.dumps({"prompt": "\U0001f600" * 500_000}, ensure_ascii=False).encode())
+        before = [server.connect(timeout=60) for _ in range(4)]  # seconds of work for both workers
+        for part in (long[:-1], long[-1:]):
+            for client in before:
+                client.sendall(part)
+        time.sleep(0.2)  # a small request overtakes large ones that are still being read
+        client = server.connect(timeout=60)
+        client.sendall(http_post("/v1/completions", {"prompt": "a", "max_tokens": 3}))
+        late = server.connect(timeout=60)
+        late.sendall(http_post("/tokenize", {"prompt": "a"})[:-1])
+        self.assertEqual(server.get("/health")[0], 200)  # so the others have been read
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        late.sendall(b"}")
+        self.assertIn(b"503 Service Unavailable", live.read_all(late))
+        self.assertIn(b"200 OK", live.read_all(client))
+        for connection in (*before, client, late):
+            connection.close()
+        self.assertEqual(server.process.wait(60 * SLOWNESS), 0)
+        server.stop()
+
+    def test_a_second_signal_ends_a_drain(self):
+        for second in (signal.SIGTERM, signal.SIGINT):
+            server = Server()
+            client = server.connect()
+            client.sendall(http_post("/v1/completions", {**LONG, "n": 100}))
+            while server.metrics()["spinfer_requests_running"] < 1:
+                pass
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+            start = time.monotonic()
+            self.assertEqual(server.stop(second), 1)
+            self.assertLess(time.monotonic() - start, 5 * SLOWNESS)
+            client.close()
+
     def test_sigterm_cuts_off_what_takes_too_long(self):
         server = Server("--drain-timeout", 0.2, "--max-num-seqs", 1)
         answers = []
