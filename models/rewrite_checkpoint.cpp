@@ -77,6 +77,7 @@ void rewrite_checkpoint(const std::filesystem::path& in, const std::filesystem::
   const Checkpoint checkpoint(in, pool);
   check_nothing_left_out(checkpoint, config);
   ModelDirectoryWriter writer(out, header_capacity_for(table));
+  writer.copy_side_files(in);
   int64_t done = 0;
   const int64_t total = 2 * table.parameters();
   const Rewrite rewrite{checkpoint, writer, pool, rewriting, [&](int64_t bytes) {
@@ -88,7 +89,6 @@ void rewrite_checkpoint(const std::filesystem::path& in, const std::filesystem::
     for (const LinearSpec* linear : table.layers[size_t(layer)].linears())
       write_linear(rewrite, layer, *linear);
   }
-  writer.copy_side_files(in);
   writer.finish();
 }
 

@@ -56,6 +56,11 @@ void BpeModel::append_characters(std::string_view piece, std::vector<int32_t>& s
   }
 }
 
+std::optional<int64_t> BpeModel::most_shrinking() const {
+  const bool all_bytes = std::ranges::all_of(byte_ids_, [](int32_t id) { return id >= 0; });
+  return all_bytes && (rules_.byte_level || rules_.byte_fallback) ? pipeline_.most_shrinking() : std::nullopt;
+}
+
 void BpeModel::encode(std::string_view text, bool at_start, std::vector<int32_t>& out) const {
   const TextPieces pieces = pipeline_.run(text, at_start);
   PieceCache cache;

@@ -29,6 +29,8 @@ class BpeModel {
 
   /// Appends the ids of `text` (valid UTF-8). `at_start`: nothing of the user's text comes before it.
   void encode(std::string_view text, bool at_start, std::vector<int32_t>& out) const;
+  /// How many times longer a text may be than what its ids stand for; nothing where text may vanish.
+  std::optional<int64_t> most_shrinking() const;
 
  private:
   void append_unk(std::vector<int32_t>& symbols) const;

@@ -48,7 +48,8 @@ SentencePieceModel::SentencePieceModel(std::string_view bytes, const ModelProto&
     : processor_(std::make_unique<sentencepiece::SentencePieceProcessor>()),
       by_words_(words && can_go_by_words(proto)),
       prefix_(prefix),
-      remove_extra_whitespaces_(proto.remove_extra_whitespaces) {
+      remove_extra_whitespaces_(proto.remove_extra_whitespaces),
+      keeps_all_text_(by_words_ && proto.byte_fallback && !proto.remove_extra_whitespaces) {
   std::string model(bytes);
   const bool dummy_prefix =
       prefix == PrefixSpace::kEach || (prefix == PrefixSpace::kByModel && proto.add_dummy_prefix);

@@ -39,6 +39,8 @@ class SentencePieceModel {
   /// before it.
   void encode(std::string_view text, bool at_start, std::vector<int32_t>& out) const;
 
+  bool keeps_all_text() const { return keeps_all_text_; }
+
   std::optional<int32_t> bos() const;
   std::optional<int32_t> eos() const;
 
@@ -55,6 +57,7 @@ class SentencePieceModel {
   bool by_words_;
   PrefixSpace prefix_;
   bool remove_extra_whitespaces_;
+  bool keeps_all_text_;  ///< each byte of a text is in a piece
   TextPipeline to_words_;
 };
 

@@ -10,6 +10,8 @@
 namespace spinfer {
 namespace {
 
+constexpr int64_t kMostShrinking = 1 << 20;  // where it says nothing any more
+
 bool is_ascii(std::string_view text) {
   return std::none_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) >= 0x80; });
 }
@@ -117,6 +119,21 @@ void apply(const WordSplitStep&, bool, Run& run) {
 }
 
 }  // namespace
+
+std::optional<int64_t> TextPipeline::most_shrinking() const {
+  // A compatibility mapping makes at least one byte of at most four, and at most four characters compose.
+  constexpr int64_t kNormalForm = 16;
+  int64_t times = 1;
+  for (const PipelineStep& step : steps_) {
+    if (std::holds_alternative<NormalizeStep>(step)) times = std::min(times * kNormalForm, kMostShrinking);
+    const auto* replace = std::get_if<ReplaceStep>(&step);
+    const auto* split = std::get_if<SplitStep>(&step);
+    if ((replace && replace->to.size() < replace->from.size()) ||
+        (split && !(split->keep_matches && split->keep_gaps)))
+      return std::nullopt;
+  }
+  return times;
+}
 
 TextPieces TextPipeline::run(std::string_view text, bool at_start) const {
   if (text.empty()) return {};

@@ -2,7 +2,9 @@
 // pieces that begins as the whole text.
 #pragma once
 
+#include <cstdint>
 #include <deque>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -57,6 +59,8 @@ class TextPipeline {
   /// `text` is valid UTF-8 and outlives the result. `at_start`: nothing of the user's text comes before it.
   /// Throws std::runtime_error where steps make the text absurdly long (64 times and 1 MiB) or take too long.
   TextPieces run(std::string_view text, bool at_start) const;
+  /// How many times longer a text may be than its pieces together; nothing where a step drops text.
+  std::optional<int64_t> most_shrinking() const;
 
  private:
   std::vector<PipelineStep> steps_;

@@ -33,6 +33,23 @@ std::unique_ptr<TokenizerImpl> load_impl(const FileSet& files, const TokenizerHi
       "gpt2-merges.txt");
 }
 
+std::optional<int64_t> most_bytes_per_id(const Vocabulary& vocabulary, const std::vector<AddedToken>& added,
+                                         const TokenizerImpl::Model& model) {
+  for (const AddedToken& token : added)
+    if (token.lstrip || token.rstrip) return std::nullopt;
+  std::optional<int64_t> shrinking = 1;
+  if (const auto* bpe = std::get_if<BpeModel>(&model)) {
+    shrinking = bpe->most_shrinking();
+  } else if (!std::get<SentencePieceModel>(model).keeps_all_text()) {
+    shrinking = std::nullopt;
+  }
+  if (!shrinking) return std::nullopt;
+  size_t longest = 1;
+  for (int32_t id = 0; id < vocabulary.size(); ++id)
+    longest = std::max({longest, vocabulary.bytes(id).size(), vocabulary.piece(id).size()});
+  return *shrinking * int64_t(longest);
+}
+
 }  // namespace
 
 void add_merge(const Vocabulary& vocabulary, uint32_t rank, std::string_view left, std::string_view right,
@@ -68,6 +85,7 @@ std::unique_ptr<TokenizerImpl> assemble(const TokenizerFile& file, Vocabulary vo
     const auto named = id_named(special.eos);
     eos = named ? std::vector<int32_t>{*named} : defaults.eos;
   }
+  const auto most_bytes = most_bytes_per_id(vocabulary, added, model);
   return std::make_unique<TokenizerImpl>(TokenizerImpl{
       .vocabulary = std::move(vocabulary),
       .added = AddedTokens(std::move(added)),
@@ -77,6 +95,7 @@ std::unique_ptr<TokenizerImpl> assemble(const TokenizerFile& file, Vocabulary vo
       .bos = bos,
       .adds_bos = bos && special.add_bos.value_or(defaults.adds_bos),
       .eos = std::move(eos),
+      .most_bytes_per_id = most_bytes,
   });
 }
 
@@ -146,6 +165,11 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_bos, bool
     at_start = false;
   }
   return ids;
+}
+
+std::optional<int64_t> Tokenizer::most_bytes(int64_t tokens) const {
+  const auto each = impl_->most_bytes_per_id;
+  return each ? std::optional(*each * tokens) : std::nullopt;
 }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool keep_special) const {

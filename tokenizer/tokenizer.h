@@ -62,6 +62,11 @@ class Tokenizer {
   /// tokenizer.json brings a split pattern that would not come to an end.
   std::vector<int32_t> encode(std::string_view text, bool add_bos, bool parse_special = false) const;
 
+  /// A text with more bytes than this has more than `tokens` ids, as can be said without encoding it. Nothing
+  /// where text may vanish: unknown characters, normalizers that drop some, added tokens that swallow white
+  /// space.
+  std::optional<int64_t> most_bytes(int64_t tokens) const;
+
   /// ids → text. Special tokens are dropped unless `keep_special`. Embedding rows without a piece (OPT's last
   /// 7, say) are no text. Ids outside the vocabulary and hints.vocab_size throw. Ill-formed UTF-8 becomes
   /// U+FFFD.

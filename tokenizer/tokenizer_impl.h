@@ -44,6 +44,8 @@ class TokenizerImpl {
   std::optional<int32_t> bos;
   bool adds_bos = false;
   std::vector<int32_t> eos;
+  /// Bytes of text that one id can stand for; nothing where there is no limit.
+  std::optional<int64_t> most_bytes_per_id;
 };
 
 /// What the main file of a tokenizer says about BOS and EOS.

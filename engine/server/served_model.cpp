@@ -59,6 +59,16 @@ int ServedModel::token_budget(const GenerationRequest& request, int64_t prompt_t
   return int(request.chat ? room : std::min<int64_t>(room, kCompletionDefault));
 }
 
+void ServedModel::check_bytes(std::string_view text, const char* field) const {
+  const auto most = tokenizer_.most_bytes(max_model_len_);
+  if (!most || int64_t(text.size()) <= *most) return;
+  throw RequestError(
+      400,
+      fmt::format("the prompt has {} bytes, which are more tokens than the {} that the model takes",
+                  text.size(), max_model_len_),
+      field, "context_length_exceeded");
+}
+
 PreparedRequest ServedModel::prepare(const GenerationRequest& request,
                                      std::vector<std::vector<int32_t>> prompts,
                                      std::chrono::steady_clock::time_point arrived) const {
@@ -92,6 +102,7 @@ PreparedRequest ServedModel::prepare_completion(std::string_view body,
   std::vector<std::vector<int32_t>> prompts;
   for (PromptInput& prompt : request.prompts) {
     const auto* text = std::get_if<std::string>(&prompt);
+    if (text) check_bytes(*text, "prompt");
     prompts.push_back(text ? tokenizer_.encode(*text, true)
                            : std::move(std::get<std::vector<int32_t>>(prompt)));
   }
@@ -114,6 +125,7 @@ PreparedRequest ServedModel::prepare_chat(std::string_view body,
   } catch (const ChatTemplateError& error) {
     throw RequestError(400, error.what(), "messages", "chat_template");
   }
+  check_bytes(text, "messages");
   return prepare(request, {tokenizer_.encode(text, false, true)}, arrived);
 }
 

@@ -40,6 +40,8 @@ class ServedModel {
   PreparedRequest prepare(const GenerationRequest& request, std::vector<std::vector<int32_t>> prompts,
                           std::chrono::steady_clock::time_point arrived) const;
   std::string entry(const std::string& name) const;
+  /// Refuses what is too long before it is encoded, as far as that can be told.
+  void check_bytes(std::string_view text, const char* field) const;
   int token_budget(const GenerationRequest& request, int64_t prompt_tokens) const;
 
   const Tokenizer& tokenizer_;

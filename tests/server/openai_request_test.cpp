@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
+
 namespace spinfer {
 namespace {
 
@@ -206,6 +208,15 @@ TEST(ChatRequest, RefusesBadMessages) {
   };
   for (const auto& [message, param] : table)
     expect_refused(parse_chat_request, std::string(R"({"messages": [)") + message + "]}", param);
+}
+
+TEST(Requests, OfManyObjectsTakeTimeInProportion) {
+  std::string body = R"({"metadata": [{})";
+  for (int i = 1; i < 300'000; ++i) body += ",{}";
+  body += R"(], "prompt": "a"})";
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(parse_completion_request(body).prompts.size(), 1u);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));  // quadratic: 20 s and more
 }
 
 TEST(Requests, AreBounded) {

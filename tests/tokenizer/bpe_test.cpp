@@ -271,5 +271,41 @@ TEST(SentencePiece, WithoutByteFallbackUnknownTextIsUnk) {
   EXPECT_EQ(tokenizer.decode(Ids{spaced, 0}, true), "hello<unk>");
 }
 
+TEST(MostBytes, BoundsEveryText) {
+  const Tokenizer tokenizers[] = {
+      sample::load({{"tokenizer.json", sample::byte_level_json().dump()}}),
+      sample::load({{"tokenizer.json", sample::metaspace_json().dump()}}),
+      sample::load({{"tokenizer.model", sample::model_proto(sample::llama_pieces())}})};
+  for (const Tokenizer& tokenizer : tokenizers) {
+    const auto of_one = tokenizer.most_bytes(1);
+    ASSERT_TRUE(of_one);
+    EXPECT_GE(*of_one, 5);
+    EXPECT_LE(*of_one, 16);
+    std::string text;
+    for (const char* piece :
+         {"hello", " ", "  ", "\xe4\xb8\x96", "<|bos|>", "a", "\n", "hell", "spinfer", "\xff"}) {
+      for (int i = 0; i < 40; ++i) text += piece;
+      EXPECT_LE(int64_t(text.size()), tokenizer.most_bytes(int64_t(tokenizer.encode(text, false).size())))
+          << text;
+    }
+  }
+}
+
+TEST(MostBytes, SaysNothingWhereTextMayVanish) {
+  sample::ProtoOptions options;
+  options.remove_extra_whitespaces = true;
+  EXPECT_FALSE(sample::load({{"tokenizer.model", sample::model_proto(sample::llama_pieces(), options)}})
+                   .most_bytes(1));
+  auto replaces = sample::byte_level_json();
+  replaces["normalizer"] = {{"type", "Replace"}, {"pattern", {{"String", "aa"}}}, {"content", ""}};
+  EXPECT_FALSE(sample::load({{"tokenizer.json", replaces.dump()}}).most_bytes(1));
+  auto swallows = sample::byte_level_json();
+  swallows["added_tokens"][2]["rstrip"] = true;
+  EXPECT_FALSE(sample::load({{"tokenizer.json", swallows.dump()}}).most_bytes(1));
+  auto unknown = sample::metaspace_json();
+  unknown["model"]["byte_fallback"] = false;
+  EXPECT_FALSE(sample::load({{"tokenizer.json", unknown.dump()}}).most_bytes(1));
+}
+
 }  // namespace
 }  // namespace spinfer
