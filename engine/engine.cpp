@@ -408,6 +408,9 @@ std::unique_ptr<Engine> Engine::create(const EngineOptions& options) {
   const Backend& backend = options.backend ? *options.backend : select_backend(options.device);
   const bool host = backend.name == std::string_view("cpu");
   ModelConfig config = load_config(options.model);
+  check(config.vocab_size <= backend.most_vocab,
+        "{}: a vocabulary of {}: the {} backend samples from at most {}", options.model.string(),
+        config.vocab_size, backend.name, backend.most_vocab);
   check_tensor_parallel(config, options.tensor_parallel);
   std::optional<Tokenizer> tokenizer = load_tokenizer(options, config);
   auto ranks = std::make_unique<TensorParallel>(

@@ -46,6 +46,7 @@ inline constexpr int kMarks = 8;
 
 struct Backend {
   const char* name;  ///< "cpu", "cuda"
+  int most_vocab;    ///< the longest row of logits that can be sampled
 
   int (&device_count)();
   /// Throws `Error` if the device cannot be used.

@@ -3,6 +3,7 @@
 
 #include <hwy/targets.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -145,6 +146,7 @@ void add_norm_op(DeviceContext& context, const AddNormArgs& args) {
 
 constinit const Backend table{
     .name = "cpu",
+    .most_vocab = INT32_MAX,
     .device_count = device_count,
     .open = open,
     .close = close,

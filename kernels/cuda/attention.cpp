@@ -33,19 +33,24 @@ void check_args(const AttentionArgs& a) {
 
 }  // namespace
 
-AttentionPlan plan_attention(const AttentionArgs& a, bool vectorised, bool deterministic) {
+AttentionPlan plan_attention(const AttentionArgs& a, bool vectorised, bool deterministic,
+                             int shared_per_block) {
   const bool one_token_only = a.seqs.max_query_len == 1;
   const bool no_one_token = a.seqs.count == 1 && a.n > 1;
   const bool fast =
       vectorised && std::has_single_bit(unsigned(a.block_size)) && a.block_size >= kMinBlockSize;
+  const bool decode_fits =
+      fast && a.head_dim <= kMaxDecodeHeadDim && decode_shared_bytes(a.head_dim) <= shared_per_block;
+  const bool prefill_fits =
+      fast && a.head_dim <= kMaxPrefillHeadDim && prefill_shared_bytes(a.head_dim) <= shared_per_block;
   AttentionPlan plan;
   if (deterministic) {
-    plan.prefill = fast && a.head_dim <= kMaxPrefillHeadDim;
+    plan.prefill = prefill_fits;
     plan.plain = !plan.prefill;
     return plan;
   }
-  plan.decode = !no_one_token && fast && a.head_dim <= kMaxDecodeHeadDim;
-  plan.prefill = !one_token_only && fast && a.head_dim <= kMaxPrefillHeadDim;
+  plan.decode = !no_one_token && decode_fits;
+  plan.prefill = !one_token_only && prefill_fits;
   plan.plain = (!plan.decode && !no_one_token) || (!plan.prefill && !one_token_only);
   plan.append = a.append && plan.decode && one_token_only && a.head_dim % 16 == 0;
   return plan;
@@ -88,8 +93,8 @@ void attention(DeviceContext& opaque, const AttentionArgs& a) {
   context.activate();
   const uintptr_t bits = reinterpret_cast<uintptr_t>(a.qkv) | reinterpret_cast<uintptr_t>(a.kv.k) |
                          reinterpret_cast<uintptr_t>(a.kv.v) | reinterpret_cast<uintptr_t>(a.out);
-  const AttentionPlan plan =
-      plan_attention(a, a.head_dim % 8 == 0 && bits % 16 == 0, context.deterministic());
+  const AttentionPlan plan = plan_attention(a, a.head_dim % 8 == 0 && bits % 16 == 0, context.deterministic(),
+                                            context.facts().shared_per_block);
   if (a.append && !plan.append) rope_append(opaque, *a.append);
   AttentionTask task = attention_task(a);
   const int longest = std::min(a.seqs.max_query_len, a.n);

@@ -33,8 +33,14 @@ struct AttentionPlan {
   bool decode = false;
   bool prefill = false;
 };
-/// Pure: what to launch. `vectorised` is whether q, k, v and out can be read 16 bytes at a time.
-AttentionPlan plan_attention(const AttentionArgs& args, bool vectorised, bool deterministic);
+/// Pure: what to launch. `vectorised` is whether q, k, v and out can be read 16 bytes at a time;
+/// `shared_per_block` what a block may have of shared memory.
+AttentionPlan plan_attention(const AttentionArgs& args, bool vectorised, bool deterministic,
+                             int shared_per_block);
+
+/// Shared memory of a block of attention_decode (head_dim ≤ 256) and of attention_prefill (≤ 128).
+int decode_shared_bytes(int head_dim);
+int prefill_shared_bytes(int head_dim);
 
 /// By value into kernels: AttentionArgs with device types.
 struct AttentionTask {

@@ -512,23 +512,33 @@ void run(Context& context, const AttentionTask& task, const DecodeAppend& append
   launch(context, "attention_decode", attention_decode_kernel<Shape>, shape, task, append, chunks);
 }
 
+/// Calls f with the Shape that serves the head size.
+template <class F>
+auto with_shape(int head_dim, const F& f) {
+  switch (head_dim) {
+    case 64:
+      return f(Shape<64, true>());
+    case 80:
+      return f(Shape<80, true>());
+    case 96:
+      return f(Shape<96, true>());
+    case 128:
+      return f(Shape<128, true>());
+  }
+  if (head_dim <= 128) return f(Shape<128, false>());
+  return f(Shape<256, false>());
+}
+
 }  // namespace
+
+int decode_shared_bytes(int head_dim) {
+  return with_shape(head_dim, []<class S>(S) { return int(sizeof(Shared<S>)); });
+}
 
 void attention_decode(Context& context, const AttentionTask& task, const DecodeAppend& append, int sequences,
                       int max_context) {
   check(sequences <= 65535, "attention: {} sequences in a batch: must be at most 65535", sequences);
-  switch (task.head_dim) {
-    case 64:
-      return run<Shape<64, true>>(context, task, append, sequences, max_context);
-    case 80:
-      return run<Shape<80, true>>(context, task, append, sequences, max_context);
-    case 96:
-      return run<Shape<96, true>>(context, task, append, sequences, max_context);
-    case 128:
-      return run<Shape<128, true>>(context, task, append, sequences, max_context);
-  }
-  if (task.head_dim <= 128) return run<Shape<128, false>>(context, task, append, sequences, max_context);
-  run<Shape<256, false>>(context, task, append, sequences, max_context);
+  with_shape(task.head_dim, [&]<class S>(S) { run<S>(context, task, append, sequences, max_context); });
 }
 
 }  // namespace spinfer::cuda

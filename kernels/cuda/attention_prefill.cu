@@ -282,14 +282,26 @@ void run(Context& context, const AttentionTask& task, int sequences, int max_que
   launch(context, "attention_prefill", attention_prefill_kernel<kDim>, {grid, dim3(kThreads), kShared}, task);
 }
 
+/// Calls f with the SharedTiles of the instance that serves the head size.
+template <class F>
+auto with_tiles(int head_dim, const F& f) {
+  if (head_dim <= 64) return f(std::type_identity<SharedTiles<64>>());
+  if (head_dim <= 80) return f(std::type_identity<SharedTiles<80>>());
+  if (head_dim <= 96) return f(std::type_identity<SharedTiles<96>>());
+  return f(std::type_identity<SharedTiles<128>>());
+}
+
 }  // namespace
+
+int prefill_shared_bytes(int head_dim) {
+  return with_tiles(head_dim, []<class Tiles>(std::type_identity<Tiles>) { return int(sizeof(Tiles)); });
+}
 
 void attention_prefill(Context& context, const AttentionTask& task, int sequences, int max_query_len) {
   check(sequences <= 65535, "attention: {} sequences in a batch: must be at most 65535", sequences);
-  if (task.head_dim <= 64) return run<64>(context, task, sequences, max_query_len);
-  if (task.head_dim <= 80) return run<80>(context, task, sequences, max_query_len);
-  if (task.head_dim <= 96) return run<96>(context, task, sequences, max_query_len);
-  run<128>(context, task, sequences, max_query_len);
+  with_tiles(task.head_dim, [&]<class Tiles>(std::type_identity<Tiles>) {
+    run<Tiles::kStride - 8>(context, task, sequences, max_query_len);
+  });
 }
 
 }  // namespace spinfer::cuda

@@ -164,6 +164,7 @@ void all_reduce_op(DeviceContext& opaque, Half* x, int64_t count) {
 
 constinit const Backend table{
     .name = "cuda",
+    .most_vocab = kMaxRowVocab,
     .device_count = device_count,
     .open = open,
     .close = close,

@@ -1,8 +1,12 @@
 #include "kernels/cuda/context.h"
 
+#include <algorithm>
+
 #include "kernels/check.h"
+#include "kernels/cuda/compiled_for.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/dense_linear.h"
+#include "kernels/cuda/linear_plan.h"
 #include "kernels/cuda/op_state.h"
 #include "kernels/cuda/weight_upload.h"
 #include "kernels/gpu_footprint.h"
@@ -54,10 +58,14 @@ Context::Context(const DeviceOptions& options)
   check(facts_.compute_capability >= 80,
         "CUDA device {} ({}) has compute capability {}.{}: 8.0 or newer is needed", ordinal_, properties.name,
         properties.major, properties.minor);
+  // What a kernel can do (clusters, dependent launches) is decided where it is compiled. sm_90a code is for
+  // this device alone, or not there at all.
+  SPINFER_CUDA_CHECK(cudaSetDevice(ordinal_));
+  if (!(kBuiltForHopper && facts_.compute_capability == 90))
+    facts_.compute_capability = std::min(facts_.compute_capability, compiled_for());
   info_.name = properties.name;
   info_.total_bytes = int64_t(properties.totalGlobalMem);
 
-  SPINFER_CUDA_CHECK(cudaSetDevice(ordinal_));
   SPINFER_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   SPINFER_CUDA_CHECK(cublasCreate(&blas_));
   SPINFER_CUDA_CHECK(cublasSetStream(blas_, stream_));
@@ -162,12 +170,12 @@ void* Context::workspace(size_t bytes) {
   check(!capturing(), "device {}: an op wants {} bytes of workspace during graph capture, {} are reserved",
         ordinal_, bytes, workspace_bytes_);
   SPINFER_CUDA_CHECK(cudaStreamSynchronize(stream_));
+  ++memory_version_;  // also where there is no memory for the new one
   release(workspace_);
   workspace_ = nullptr;
   workspace_bytes_ = 0;
   workspace_ = allocate(bytes);
   workspace_bytes_ = bytes;
-  ++memory_version_;
   return workspace_;
 }
 

@@ -62,7 +62,6 @@ void discard(DeviceContext& opaque, DeviceGraph* opaque_graph) noexcept {
   Context& context = context_of(opaque);
   const std::unique_ptr<Graph> graph(&graph_of(*opaque_graph));
   context.account_graph(-graph->bytes);
-  cudaGraphExecDestroy(graph->exec);  // the driver waits for launches under way
 }
 
 }  // namespace spinfer::cuda

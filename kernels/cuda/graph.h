@@ -13,6 +13,13 @@ namespace spinfer::cuda {
 
 /// Behind a CUDA `DeviceGraph*`.
 struct Graph {
+  Graph() = default;
+  ~Graph() {
+    if (exec) cudaGraphExecDestroy(exec);  // the driver waits for launches under way
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
   cudaGraphExec_t exec = nullptr;
   uint64_t memory_version = 0;  ///< Context::memory_version when it was recorded
   int64_t bytes = 0;            ///< what the driver took for it

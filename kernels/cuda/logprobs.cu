@@ -1,5 +1,6 @@
 // logprobs: log-softmax of chosen tokens and of the most probable ones. One cluster (vocabulary.cuh) a row:
 // two passes over the logits, and one for each listed token.
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/check.h"
@@ -11,6 +12,8 @@
 
 namespace spinfer::cuda {
 namespace {
+
+constexpr int kMaxGridRows = 65535;
 
 /// What a row that cannot be sampled gets.
 __device__ void mark_unusable(const LogprobsArgs& a, int64_t row) {
@@ -74,10 +77,22 @@ void logprobs(DeviceContext& opaque, const LogprobsArgs& a) {
   check(a.vocab <= kMaxRowVocab, "logprobs: a vocabulary of {}: must be at most {}", a.vocab, kMaxRowVocab);
   Context& context = context_of(opaque);
   context.activate();
-  const LaunchShape shape = row_launch(context.facts(), a.n, a.vocab);
+  LaunchShape shape = row_launch(context.facts(), a.n, a.vocab);
   SPINFER_CUDA_CHECK(cudaFuncSetAttribute(logprobs_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                           int(shape.shared_bytes)));
-  launch(context, "logprobs", logprobs_kernel, shape, a, context.op_state().fault());
+  LogprobsArgs slice = a;
+  for (int begin = 0; begin < a.n; begin += kMaxGridRows) {
+    slice.n = std::min(kMaxGridRows, a.n - begin);
+    shape.grid.y = unsigned(slice.n);
+    launch(context, "logprobs", logprobs_kernel, shape, slice, context.op_state().fault());
+    slice.logits += int64_t{slice.n} * a.vocab;
+    if (a.targets) slice.targets += slice.n;
+    if (a.target_logprobs) slice.target_logprobs += slice.n;
+    if (a.top > 0) {
+      slice.top_ids += int64_t{slice.n} * a.top;
+      slice.top_logprobs += int64_t{slice.n} * a.top;
+    }
+  }
 }
 
 }  // namespace spinfer::cuda

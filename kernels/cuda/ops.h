@@ -26,6 +26,8 @@ void attention(DeviceContext& context, const AttentionArgs& args);
 void gated_activation(DeviceContext& context, const GatedActivationArgs& args);
 void gather_rows(DeviceContext& context, const GatherRowsArgs& args);
 void logits(DeviceContext& context, const LogitsArgs& args);
+/// The longest row that sample and logprobs take.
+inline constexpr int kMaxRowVocab = 1 << 18;
 void sample(DeviceContext& context, const SampleArgs& args);
 void logprobs(DeviceContext& context, const LogprobsArgs& args);
 void fill_random(DeviceContext& context, const FillRandomArgs& args);

@@ -9,13 +9,13 @@
 #include <cstdint>
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/ptx.cuh"
 
 namespace spinfer::cuda {
 
 inline constexpr int kRowThreads = 512;
 inline constexpr int kRowWarps = kRowThreads / 32;
-inline constexpr int kMaxRowVocab = 1 << 18;
 
 /// How rows of a vocabulary are launched: grid (blocks of a row, rows). More rows than fill the GPU with 8
 /// blocks each get 4 while parts are short: two blocks on an SM wait for each other's barriers, which for
@@ -27,6 +27,8 @@ inline LaunchShape row_launch(const GpuFacts& facts, int rows, int vocab) {
     return size_t((vocab + blocks - 1) / blocks + 3) / 4 * 4 * sizeof(float);
   };
   constexpr size_t kShortPart = size_t{64} << 10;
+  constexpr size_t kOwn = size_t{40} << 10;  // what sample has of shared memory beside its part
+  if (part_bytes(8) + kOwn > size_t(facts.shared_per_block)) return shape;
   shape.cluster = 8 * rows > facts.sm_count && part_bytes(4) <= kShortPart ? 4 : 8;
   shape.grid.x = unsigned(shape.cluster);
   shape.shared_bytes = part_bytes(shape.cluster);

@@ -35,6 +35,7 @@ Backend faulty_backend(void (&attention)(DeviceContext&, const AttentionArgs&) =
                        void (&logits)(DeviceContext&, const LogitsArgs&) = cpu_backend().logits) {
   const Backend& cpu = cpu_backend();
   return {.name = cpu.name,
+          .most_vocab = cpu.most_vocab,
           .device_count = cpu.device_count,
           .open = cpu.open,
           .close = cpu.close,
@@ -79,6 +80,16 @@ Backend faulty_backend(void (&attention)(DeviceContext&, const AttentionArgs&) =
           .all_reduce = cpu.all_reduce,
           .all_gather_cols = cpu.all_gather_cols,
           .abort_group = cpu.abort_group};
+}
+
+TEST(EngineFault, AVocabularyTheBackendCannotSampleFromIsRefusedBeforeLoading) {
+  const TinyModel model;
+  Backend backend = faulty_backend();
+  auto options = model.options();
+  options.backend = &backend;
+  EXPECT_NO_THROW(Engine::create(options));
+  backend.most_vocab = load_config(options.model).vocab_size - 1;
+  EXPECT_THROW(Engine::create(options), Error);
 }
 
 class EngineFaultOnRanks : public testing::TestWithParam<int> {};
