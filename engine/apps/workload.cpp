@@ -150,7 +150,6 @@ std::vector<WorkItem> parse_trace(const std::string& text, const std::string& na
   std::vector<WorkItem> items;
   std::optional<size_t> time_column, input_column, output_column;
   size_t line_number = 0;
-  double first = 0;
   std::string_view lines = text;
   if (lines.starts_with("\xef\xbb\xbf")) lines.remove_prefix(3);  // a byte order mark
   for (std::string_view line : split(lines, '\n')) {
@@ -175,11 +174,12 @@ std::vector<WorkItem> parse_trace(const std::string& text, const std::string& na
     check(time && std::isfinite(*time) && input && *input >= 0 && *input <= kMostTokens && output &&
               *output >= 0 && *output <= kMostTokens,
           "{} line {}: needs a time and two numbers of tokens from 0 to {}", name, line_number, kMostTokens);
-    if (items.empty()) first = *time;
-    items.push_back({*time - first, std::max(1, *input), std::max(1, *output)});
+    items.push_back({*time, std::max(1, *input), std::max(1, *output)});
   }
   check(!items.empty(), "{}: holds no requests", name);
   std::ranges::stable_sort(items, {}, &WorkItem::arrival);
+  const double first = items.front().arrival;
+  for (WorkItem& item : items) item.arrival -= first;
   return items;
 }
 

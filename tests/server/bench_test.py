@@ -72,13 +72,16 @@ class Throughput(ProgramTest):
             self.assertGreater(figures["duration_s"], 0.1 * (len(rows) - 1))
 
     def test_a_trace_and_its_times(self):
+        lines = TRACE.splitlines()
+        for rows in (lines[1:], lines[:0:-1]):  # in any order
+            trace = self.file("trace.csv", "\n".join([lines[0], *rows]))
+            figures = self.json("bench", "throughput", "-m", LLAMA, "--trace", trace, "--request-rate", "trace")["sparse"]
+            self.assertEqual(figures["completed"], 3)
+            self.assertEqual(figures["total_output_tokens"], 17)
+            self.assertEqual(figures["total_input_tokens"], 20 + 30 + 508)
+            self.assertEqual(figures["requests_cut_to_model"], 1)
+            self.assertGreater(figures["duration_s"], 0.4)
         trace = self.file("trace.csv", TRACE)
-        figures = self.json("bench", "throughput", "-m", LLAMA, "--trace", trace, "--request-rate", "trace")["sparse"]
-        self.assertEqual(figures["completed"], 3)
-        self.assertEqual(figures["total_output_tokens"], 17)
-        self.assertEqual(figures["total_input_tokens"], 20 + 30 + 508)
-        self.assertEqual(figures["requests_cut_to_model"], 1)
-        self.assertGreater(figures["duration_s"], 0.4)
         figures = self.json("bench", "throughput", "-m", LLAMA, "--trace", trace, "--num-prompts", 2)["sparse"]
         self.assertEqual(figures["completed"], 2)
 
