@@ -9,7 +9,7 @@ StopStrings::Matcher::Matcher(std::string stop) : stop_(std::move(stop)), border
   for (size_t i = 1; i < stop_.size(); ++i) {
     size_t border = borders_[i];
     while (border > 0 && stop_[i] != stop_[border]) border = borders_[border];
-    borders_[i + 1] = uint32_t(border + (stop_[i] == stop_[border]));
+    borders_[i + 1] = uint16_t(border + (stop_[i] == stop_[border]));
   }
 }
 

@@ -10,7 +10,7 @@ namespace spinfer {
 
 /// Text goes in piece by piece; what comes out, put together, is the text before the first stop string that
 /// became complete (of two that end at the same byte, the one that begins first). How the text is cut into
-/// pieces does not matter for the result. The stop strings must not be empty.
+/// pieces does not matter for the result. The stop strings have 1 to 65535 bytes.
 class StopStrings {
  public:
   explicit StopStrings(std::vector<std::string> stops);
@@ -33,7 +33,7 @@ class StopStrings {
 
    private:
     std::string stop_;
-    std::vector<uint32_t>
+    std::vector<uint16_t>
         borders_;  ///< [i]: length of the longest proper end of the first i bytes that begins it
     size_t matched_ = 0;
   };

@@ -21,6 +21,7 @@ struct LinearSummary {
   int64_t nonzeros = 0;
   int64_t dense_bytes = 0;
   int64_t packed_bytes = 0;  ///< = dense_bytes if it stays dense
+  bool packed = false;
   int layer = 0;
   double stack_sparsity =
       0;  ///< of the linear it is stacked in (q, k, v; gate, up), which is packed whole or not
@@ -103,7 +104,7 @@ using LinearForms = std::function<LinearForm(const LinearSpec&)>;
 /// `forms` of the linears of the layers; the head is dense.
 WeightPlan plan_weights(const ModelConfig& config, const LinearForms& forms, Shard shard);
 /// All linears have `sparsity`, packed unless it is below `min_sparsity`, as when loading.
-LinearForms equal_forms(double sparsity, double min_sparsity = 0.3);
+LinearForms equal_forms(double sparsity, double min_sparsity);
 /// As a checkpoint has them. `summary` must outlive the result.
 LinearForms forms_of(const CheckpointSummary& summary);
 WeightPlan plan_weights(const ModelConfig& config, double sparsity, Shard shard, double min_sparsity = 0.3);

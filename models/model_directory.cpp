@@ -201,13 +201,22 @@ void ModelDirectoryWriter::add_linear(std::span<const std::string> names, std::s
   }
 }
 
-void ModelDirectoryWriter::copy_side_files(const fs::path& source) {
+std::vector<const char*> side_files_of(const fs::path& source) {
+  std::vector<const char*> names;
   for (const char* name : kSideFiles) {
     std::error_code error;
     if (fs::symlink_status(source / name, error).type() == fs::file_type::not_found) continue;
     const bool regular = fs::is_regular_file(source / name, error);
     check(regular, "{}: cannot be copied: {}", (source / name).string(),
           error ? error.message() : "not a regular file");
+    names.push_back(name);
+  }
+  return names;
+}
+
+void ModelDirectoryWriter::copy_side_files(const fs::path& source) {
+  for (const char* name : side_files_of(source)) {
+    std::error_code error;
     if (name == std::string_view("config.json") &&
         write_uncompressed_config(source / name, temporary_ / name))
       continue;

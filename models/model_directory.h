@@ -19,6 +19,10 @@ namespace spinfer {
 /// directory, in an existing directory.
 std::filesystem::path check_new_directory(const std::filesystem::path& out);
 
+/// Those of the configuration, tokenizer and licence files that `source` has, what a rewritten model takes
+/// along. Throws `Error` for one that cannot be copied.
+std::vector<const char*> side_files_of(const std::filesystem::path& source);
+
 /// Everything goes to a new directory beside `out`, which `finish` renames to it after fsync; if that is
 /// never reached it is removed. Errors name the file and the cause.
 class ModelDirectoryWriter {

@@ -50,6 +50,7 @@ CheckpointSummary summarize_checkpoint(const std::filesystem::path& dir, double 
         LinearSummary& line = summary.linears[i];
         line.layer = int(&layer - table.layers.data());
         line.stack_sparsity = 1 - double(nonzeros) / (double(linear->m()) * double(linear->k));
+        line.packed = packed;
         line.packed_bytes = packed ? tca_bme_bytes(line.m, line.k, line.nonzeros) : line.dense_bytes;
       }
     }
@@ -66,7 +67,7 @@ LinearForms forms_of(const CheckpointSummary& summary) {
   for (const LinearSummary& line : summary.linears) lines[line.name] = &line;
   return [lines = std::move(lines)](const LinearSpec& linear) {
     const LinearSummary& line = *lines.at(linear.parts.front().name + ".weight");
-    return LinearForm{line.stack_sparsity, line.packed_bytes != line.dense_bytes};
+    return LinearForm{line.stack_sparsity, line.packed};
   };
 }
 

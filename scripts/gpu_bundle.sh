@@ -9,16 +9,18 @@
 # There:  tar -xf FILE && spinfer-gpu/scripts/gpu_check.sh --out RESULTS [--only …]
 # Here again:  scripts/readme_figures.py --take RESULTS
 set -euo pipefail
+from=$PWD
 cd "$(dirname "$0")/.."
+absolute() { case $1 in /*) echo "$1" ;; *) echo "$from/$1" ;; esac }
 
-bin=build assets='' out=spinfer-gpu.tar.xz
+bin=build assets='' out=$(absolute spinfer-gpu.tar.xz)
 programs=spinfer,gpu_tests,cuda_ops_tests,engine_tests,engine_gpu_tests,gpu_linear_bench,gpu_ops_bench,gpu_collective_bench
 while [ $# -gt 0 ]; do
   case $1 in
-    --bin) bin=$2; shift 2 ;;
-    --assets) assets=$2; shift 2 ;;
+    --bin) bin=$(absolute "$2"); shift 2 ;;
+    --assets) assets=$(absolute "$2"); shift 2 ;;
     --programs) programs=$2; shift 2 ;;
-    -o) out=$2; shift 2 ;;
+    -o) out=$(absolute "$2"); shift 2 ;;
     *) echo "gpu_bundle.sh: unknown argument $1 (see the head of the script)" >&2; exit 2 ;;
   esac
 done
@@ -30,6 +32,8 @@ mkdir -p "$root/bin"
 for name in ${programs//,/ }; do
   program=$(find "$bin" -type f -name "$name" -perm -u+x -print -quit)
   [ -n "$program" ] || { echo "gpu_bundle.sh: no $name below $bin (built without CUDA or tests?)" >&2; exit 1; }
+  newer=$(git ls-files kernels engine models tokenizer | xargs -I{} find {} -newer "$program" -print -quit)
+  [ -z "$newer" ] || { echo "gpu_bundle.sh: $program is older than ${newer%%$'\n'*}: build first" >&2; exit 1; }
   strip -o "$root/bin/$name" "$program"
   ldd "$program"
 done | awk '$3 ~ /^\// && $1 !~ /^lib(cuda|cudart|cublas|cublasLt|cusparse|nvJitLink|nccl|c|m|dl|rt|pthread|gcc_s|stdc\+\+)\.so/ {print $3}' |

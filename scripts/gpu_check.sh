@@ -19,8 +19,10 @@ from=$PWD
 cd "$(dirname "$0")/.."
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$from/$1" ;; esac }
 
-bin=build assets=${SPINFER_ASSETS:-../shared/assets} out=${OUT:-gpu_check_results} archive=''
+bin=build assets=../shared/assets out=gpu_check_results archive=''
 [ ! -f COMMIT ] || bin=bin assets=assets
+[ -z "${SPINFER_ASSETS:-}" ] || assets=$(absolute "$SPINFER_ASSETS")
+[ -z "${OUT:-}" ] || out=$(absolute "$OUT")
 only=tests,large,prefill,small,baselines,sanitizer
 while [ $# -gt 0 ]; do
   case $1 in
@@ -35,7 +37,7 @@ done
 mkdir -p "$out/logs"
 logs=$out/logs
 commit=${SPINFER_COMMIT:-$(cat COMMIT 2>/dev/null || git rev-parse --short HEAD 2>/dev/null || echo unknown)}
-export SPINFER_COMMIT=$commit SPINFER_SOURCE_DIR=$PWD SPINFER_ASSETS=$assets
+export SPINFER_COMMIT=$commit SPINFER_SOURCE_DIR=$PWD SPINFER_ASSETS=$(realpath -m "$assets")
 find_program() {
   for p in "$bin/$1" "$bin/tests/kernels/$1" "$bin/tests/engine/$1" "$bin/kernels/bench/$1" "$bin/kernels/$1"; do
     [ -x "$p" ] && echo "$p" && return

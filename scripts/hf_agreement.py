@@ -79,7 +79,7 @@ def main():
     parser.add_argument("--out")
     args = parser.parse_args()
 
-    results = {"gpu": torch.cuda.get_device_name(), "sparsity": args.sparsity, "limit": LIMIT, "models": {}}
+    results = {"commit": os.environ.get("SPINFER_COMMIT", "unknown"), "gpu": torch.cuda.get_device_name(), "sparsity": args.sparsity, "limit": LIMIT, "models": {}}
     for name in args.models.split(","):
         directory = os.path.join(args.directory, name)
         shutil.rmtree(directory, ignore_errors=True)

@@ -273,11 +273,11 @@ def tensor_parallel():
 
 
 def all_reduce():
-    file = load("h200_all_reduce.json")
+    file = load("h200_tp_all_reduce.json")
     row = next(row for row in file["rows"] if row["bytes"] == 16 * 8192 * 2)
     norm = next(row for row in file["with_add_norm"] if (row["n"], row["d"]) == (16, 8192))
     return paragraph(f"""The all-reduce of 16 × 8192 fp16 inside a graph takes {row["ours"]["us"]:.1f} µs ({row["nccl"]["us"]:.1f} µs
-        by ncclAllReduce), from {link("h200_all_reduce.json")} (`gpu_collective_bench`); with the residual addition and the norm
+        by ncclAllReduce), from {link("h200_tp_all_reduce.json")} (`gpu_collective_bench`); with the residual addition and the norm
         behind it {norm["two_ops_us"]:.1f} µs as two ops and {norm["one_op_us"]:.1f} µs as the one it is. Sums above 1 MiB are NCCL's,
         which for two ranks have the same bits.""")
 
@@ -430,7 +430,8 @@ BLOCKS = {block.__name__: block for block in (
 def take(results):
     """Replaces result files by those of a check on a GPU. All of them of one commit, a clean one."""
     found = {path: RESULTS / f"h200_{path.name}" for path in sorted(results.glob("*.json*"))}
-    found = {path: target for path, target in found.items() if target.exists()}
+    for path in [path for path, target in found.items() if not target.exists()]:
+        print(f"{path}: left there, there is no {found.pop(path).name}")
     documents = {path: [json.loads(line) for line in path.read_text().splitlines()] if path.suffix == ".jsonl"
                  else [json.loads(path.read_text())] for path in found}
     commit = one_commit(*(document for several in documents.values() for document in several)) if found else ""

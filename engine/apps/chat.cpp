@@ -144,7 +144,7 @@ class Conversation {
       for (const RequestUpdate& update : engine_.step()) {
         check(update.finish != FinishReason::error, "{}", update.error);
         text += update.new_text;
-        tokens += int64_t(update.new_ids.size());
+        tokens += update.sampled_tokens;
         logprobs.insert(logprobs.end(), update.logprobs.begin(), update.logprobs.end());
         finish = update.finish;
         if (!flags_.common.json && !update.new_text.empty()) print_out(update.new_text);

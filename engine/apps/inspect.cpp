@@ -45,8 +45,8 @@ CheckpointSummary summarize_config(const std::string& path, double sparsity, dou
       for (const LinearPart& part : linear->parts) {
         LinearSummary line{part.name + ".weight", part.m, linear->k, 0, 2 * part.m * linear->k, 0};
         line.nonzeros = int64_t(double(line.m) * double(line.k) * (1 - sparsity) + 0.5);
-        line.packed_bytes =
-            sparsity >= min_sparsity ? tca_bme_bytes(line.m, line.k, line.nonzeros) : line.dense_bytes;
+        line.packed = sparsity >= min_sparsity;
+        line.packed_bytes = line.packed ? tca_bme_bytes(line.m, line.k, line.nonzeros) : line.dense_bytes;
         line.layer = int(&layer - table.layers.data());
         line.stack_sparsity = sparsity;
         linear_weights += line.m * line.k;

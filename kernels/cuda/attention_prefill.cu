@@ -43,6 +43,7 @@ __device__ inline void load_matrix_x4_transposed(uint32_t (&r)[4], const void* r
 
 template <int kDim>
 struct SharedTiles {
+  static constexpr int kHeadDim = kDim;
   static constexpr int kStride = kDim + 8;
   __half q[kRows][kStride];
   __half k[2][kKeys][kStride];
@@ -300,7 +301,7 @@ int prefill_shared_bytes(int head_dim) {
 void attention_prefill(Context& context, const AttentionTask& task, int sequences, int max_query_len) {
   check(sequences <= 65535, "attention: {} sequences in a batch: must be at most 65535", sequences);
   with_tiles(task.head_dim, [&]<class Tiles>(std::type_identity<Tiles>) {
-    run<Tiles::kStride - 8>(context, task, sequences, max_query_len);
+    run<Tiles::kHeadDim>(context, task, sequences, max_query_len);
   });
 }
 

@@ -63,6 +63,8 @@ struct Row {
 
 /// Sorts s.listed[0, count) by falling rank: a bitonic network over the next power of two, filled up with
 /// zeros.
+static_assert(sizeof(SampleShared) + 1024 <= kRowShared);  // and what its reductions have
+
 __device__ void sort_listed(SampleShared& s, int count) {
   int size = 2;
   while (size < count) size *= 2;

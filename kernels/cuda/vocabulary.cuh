@@ -17,6 +17,9 @@ namespace spinfer::cuda {
 inline constexpr int kRowThreads = 512;
 inline constexpr int kRowWarps = kRowThreads / 32;
 
+/// At most what a kernel of rows has of shared memory beside its part.
+inline constexpr size_t kRowShared = size_t{40} << 10;
+
 /// How rows of a vocabulary are launched: grid (blocks of a row, rows). More rows than fill the GPU with 8
 /// blocks each get 4 while parts are short: two blocks on an SM wait for each other's barriers, which for
 /// 128,256 logits still is faster than parts of twice the length, for 50,272 no more.
@@ -27,9 +30,11 @@ inline LaunchShape row_launch(const GpuFacts& facts, int rows, int vocab) {
     return size_t((vocab + blocks - 1) / blocks + 3) / 4 * 4 * sizeof(float);
   };
   constexpr size_t kShortPart = size_t{64} << 10;
-  constexpr size_t kOwn = size_t{40} << 10;  // what sample has of shared memory beside its part
-  if (part_bytes(8) + kOwn > size_t(facts.shared_per_block)) return shape;
-  shape.cluster = 8 * rows > facts.sm_count && part_bytes(4) <= kShortPart ? 4 : 8;
+  const auto fits = [&](int blocks) {
+    return part_bytes(blocks) + kRowShared <= size_t(facts.shared_per_block);
+  };
+  if (!fits(8)) return shape;
+  shape.cluster = 8 * rows > facts.sm_count && part_bytes(4) <= kShortPart && fits(4) ? 4 : 8;
   shape.grid.x = unsigned(shape.cluster);
   shape.shared_bytes = part_bytes(shape.cluster);
   return shape;

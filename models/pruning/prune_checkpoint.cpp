@@ -227,8 +227,10 @@ void prune_layers(const fs::path& in, const ModelConfig& config, const PruneOpti
   }
 }
 
-/// Reads what is not pruned but written at the end: damaged, it would be found when all layers are done.
-void check_other_tensors(const fs::path& in, const ModelConfig& config, ThreadPool& pool) {
+/// Looks at what is not pruned but written at the end: what is wrong with it would be found when all layers
+/// are done.
+void check_what_comes_last(const fs::path& in, const ModelConfig& config, ThreadPool& pool) {
+  side_files_of(in);
   const Checkpoint checkpoint(in, pool);
   for (const TensorSpec& spec : weight_table(config).other_tensors()) checkpoint.tensor(spec);
 }
@@ -254,7 +256,7 @@ void prune_calibrated(const fs::path& in, const fs::path& out, const PruneOption
   check_options(options, config.layers);
   check_samples(samples, config);
   check_output(in, out);
-  check_other_tensors(in, config, pool);
+  check_what_comes_last(in, config, pool);
   PruneState state(check_new_directory(out), request_of(in, options, samples, config.layers, device));
   if (state.layers() > 0 && options.note) {
     options.note(fmt::format("{}: going on after {} of {} layers of an interrupted run", out.string(),

@@ -58,16 +58,16 @@ PruneState::PruneState(const fs::path& out, const nlohmann::json& request)
     ::close(lock_);
     fail("{}: another prune is writing this output", directory_.string());
   }
-  const std::string text = request.dump(1) + "\n";
-  if (text_of(directory_ / kRequestFile) == text) {
-    while (fs::exists(layer_directory(layers_) / kSingleFile, error)) ++layers_;
-    return;
-  }
   for (const auto& entry : fs::directory_iterator(directory_)) {
     if (is_ours(entry)) continue;
     ::close(lock_);
     fail("{}: holds {}, which prune did not put there; move it away, or choose another output",
          directory_.string(), entry.path().filename().string());
+  }
+  const std::string text = request.dump(1) + "\n";
+  if (text_of(directory_ / kRequestFile) == text) {
+    while (fs::exists(layer_directory(layers_) / kSingleFile, error)) ++layers_;
+    return;
   }
   remove_ours(directory_);
   std::ofstream(directory_ / kRequestFile, std::ios::binary) << text;
@@ -105,9 +105,10 @@ DenseMatrix PruneState::load(int layer, const std::string& name, int64_t m, int6
 }
 
 void PruneState::remove() {
-  std::error_code error = remove_ours(directory_);
-  if (!error) fs::remove(directory_, error);
+  const std::error_code error = remove_ours(directory_);
   check(!error, "{}: cannot be removed: {}", directory_.string(), error.message());
+  std::error_code ignored;  // somebody put something there meanwhile: the output is complete all the same
+  fs::remove(directory_, ignored);
   layers_ = 0;
 }
 

@@ -356,10 +356,11 @@ class BadInput(program.ProgramTest):
     def test_side_files_that_cannot_be_copied(self):
         shutil.copytree(LLAMA, self.tmp / "model")
         for make in (os.mkdir, os.mkfifo, lambda path: os.symlink("nowhere", path)):
-            path = self.tmp / "model" / "tokenizer.json"
+            path = self.tmp / "model" / "LICENSE"
             make(path)
-            for arguments in (["pack"], ["pack", "--dense-output"], ["prune"]):
-                self.refused(FAILURE, [*arguments, "-m", "model", "-o", "out"], says="model/tokenizer.json: cannot be copied: ")
+            calibrated = ["prune", "--method", "wanda", "--calibration", program.VALID_TEXT, "--calibration-samples", 1]
+            for arguments in (["pack"], ["pack", "--dense-output"], ["prune"], calibrated):
+                self.refused(FAILURE, [*arguments, "-m", "model", "-o", "out"], says="model/LICENSE: cannot be copied: ")
             path.rmdir() if path.is_dir() else path.unlink()
         self.assertEqual(os.listdir(self.tmp), ["model"])
 

@@ -343,6 +343,15 @@ TEST(PruneCalibrated, DeletesNothingThatIsNotItsOwn) {
     EXPECT_TRUE(fs::exists(state / "state.json")) << name;
     fs::remove_all(state);
   }
+  // Nor where an interrupted run of the same request left its layers.
+  const auto interrupt_late = [](int64_t done, int64_t total) {
+    if (done * 10 >= total * 7) throw Interrupted();
+  };
+  EXPECT_THROW(shop.prune(PruneMethod::wanda, shop.out, {.progress = interrupt_late}), Interrupted);
+  write_file(state / "diary", "dear");
+  EXPECT_THROW(shop.prune(PruneMethod::wanda, shop.out, {}), Error);
+  EXPECT_TRUE(fs::exists(state / "layer-00000"));
+  fs::remove(state / "diary");
   shop.prune(PruneMethod::wanda, shop.out, {});
   EXPECT_EQ(shop.beside(), (std::vector<std::string>{"in", "letters", "out"}));
 }

@@ -349,14 +349,14 @@ class TheEnd(ProgramTest):
         for part in (long[:-1], long[-1:]):
             for client in before:
                 client.sendall(part)
-        time.sleep(0.2)  # a small request overtakes large ones that are still being read
+        time.sleep(0.2 * SLOWNESS)  # a small request overtakes large ones that are still being read
         client = server.connect(timeout=60)
         client.sendall(http_post("/v1/completions", {"prompt": "a", "max_tokens": 3}))
         late = server.connect(timeout=60)
         late.sendall(http_post("/tokenize", {"prompt": "a"})[:-1])
         self.assertEqual(server.get("/health")[0], 200)  # so the others have been read
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
+        time.sleep(0.2 * SLOWNESS)
         late.sendall(b"}")
         self.assertIn(b"503 Service Unavailable", live.read_all(late))
         self.assertIn(b"200 OK", live.read_all(client))
@@ -373,7 +373,7 @@ class TheEnd(ProgramTest):
             while server.metrics()["spinfer_requests_running"] < 1:
                 pass
             server.process.send_signal(signal.SIGTERM)
-            time.sleep(0.1)
+            time.sleep(0.5 * SLOWNESS)
             start = time.monotonic()
             self.assertEqual(server.stop(second), 1)
             self.assertLess(time.monotonic() - start, 5 * SLOWNESS)
