@@ -86,7 +86,8 @@ struct ApiServer::State {
         http(
             options.http,
             [this](HttpRequest request, ExchangePtr exchange) { handle(std::move(request), exchange); },
-            [](int status, const std::string& message) { return error_json(status, message); }),
+            [](int status, const std::string& message) { return error_json(status, message); },
+            [this](const HttpRequest& head) { return options.keys.allow(head.authorization); }),
         engine(
             options.engine, [this](const Engine& loaded) { take_model(loaded); },
             [this](StepReport report) {

@@ -234,6 +234,10 @@ bool Connection::accept_head() {
       .path = path_of(view(head.target()), view(head[http::field::host]), socket_.local_endpoint(ignored)),
       .authorization = std::string(head[http::field::authorization]),
       .body = {}};
+  if (!parser_->is_done() && host_.wants_body && !host_.wants_body(request_)) {
+    handle();
+    return false;
+  }
   parser_->eager(true);
   if (http11_ && boost::beast::iequals(head[http::field::expect], "100-continue") && !parser_->is_done()) {
     unsent_ += "HTTP/1.1 100 Continue\r\n\r\n";

@@ -24,6 +24,7 @@ struct ConnectionHost {
   const HttpOptions& options;
   const HttpServer::Handler& handler;
   const HttpServer::ErrorBody& error_body;
+  const HttpServer::WantsBody& wants_body;
   std::function<void(Connection*)> ended;
   std::function<void()> relieve;  ///< called when unsent_bytes is above options.max_unsent_total_bytes
   HttpCounts counts = {};

@@ -58,6 +58,7 @@ struct HttpServer::State {
   HttpOptions options;
   Handler handler;
   ErrorBody error_body;
+  WantsBody wants_body;
   asio::io_context io{1};
   tcp::acceptor acceptor;
   asio::steady_timer tick;
@@ -66,16 +67,19 @@ struct HttpServer::State {
   std::unordered_map<Connection*, std::shared_ptr<Connection>> connections;
   asio::thread_pool workers{kWorkers};
 
-  State(const HttpOptions& given, Handler given_handler, ErrorBody given_error_body)
+  State(const HttpOptions& given, Handler given_handler, ErrorBody given_error_body,
+        WantsBody given_wants_body)
       : options(given),
         handler(std::move(given_handler)),
         error_body(std::move(given_error_body)),
+        wants_body(std::move(given_wants_body)),
         acceptor(listen_on(io, options)),
         tick(io),
         accept_pause(io),
         host{.options = options,
              .handler = handler,
              .error_body = error_body,
+             .wants_body = wants_body,
              .ended =
                  [this](Connection* ended) {
                    connections.erase(ended);
@@ -136,9 +140,10 @@ void HttpServer::State::next_tick(const std::function<void()>& on_tick) {
   });
 }
 
-HttpServer::HttpServer(const HttpOptions& options, Handler handler, ErrorBody error_body) {
+HttpServer::HttpServer(const HttpOptions& options, Handler handler, ErrorBody error_body,
+                       WantsBody wants_body) {
   raise_descriptor_limit();
-  state_ = std::make_unique<State>(options, std::move(handler), std::move(error_body));
+  state_ = std::make_unique<State>(options, std::move(handler), std::move(error_body), std::move(wants_body));
 }
 
 HttpServer::~HttpServer() {

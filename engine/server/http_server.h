@@ -77,8 +77,12 @@ class HttpServer {
   /// The body of an error the HTTP layer itself answers with.
   using ErrorBody = std::function<std::string(int status, const std::string& message)>;
 
-  /// Binds and listens. Throws `Error` naming host and port.
-  HttpServer(const HttpOptions& options, Handler handler, ErrorBody error_body);
+  /// Whether a request, of which only the head has come, is worth reading. If not the handler gets it without
+  /// its body, and the connection ends with the answer.
+  using WantsBody = std::function<bool(const HttpRequest& head)>;
+
+  /// Binds and listens. Throws `Error` naming host and port. Without `wants_body` all bodies are read.
+  HttpServer(const HttpOptions& options, Handler handler, ErrorBody error_body, WantsBody wants_body = {});
   ~HttpServer();
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;

@@ -305,6 +305,21 @@ class Keys(ProgramTest):
                 self.assertEqual(server.get("/v1/models", headers={"Authorization": key})[0], 200, key)
                 self.assertEqual(server.get("/", headers={"Authorization": key})[0], 200, key)
 
+    def test_bodies_of_strangers_are_not_waited_for(self):
+        keys = self.file("keys", "sk-one\n")
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n"
+        with Server("--api-key-file", keys) as server:
+            answer = server.raw(head + b"\r\n{")  # the rest never comes
+            self.assertTrue(answer.startswith(b"HTTP/1.1 401 "), answer)
+            self.assertIn(b"Connection: close", answer)
+            answer = server.raw(head + b"\r\n" + b" " * 1_000_000)
+            self.assertTrue(answer.startswith(b"HTTP/1.1 401 "), answer)
+            answer = server.raw(head + b"Expect: 100-continue\r\n\r\n")
+            self.assertTrue(answer.startswith(b"HTTP/1.1 401 "), answer)
+            with server.connect() as friend:
+                friend.sendall(head + b"Authorization: Bearer sk-one\r\nExpect: 100-continue\r\n\r\n")
+                self.assertTrue(friend.recv(100).startswith(b"HTTP/1.1 100 "))
+
     def test_bad_starts_are_refused(self):
         for status, says, arguments in (
                 (1, "holds no key", ["-m", LLAMA, "--port", 0, "--api-key-file", self.file("empty", "")]),
