@@ -33,7 +33,8 @@ __global__ void gated_activation_kernel(const __half* gate_up, int n, int f, Act
   for (int64_t row = blockIdx.y; row < n; row += gridDim.y) {
     const T* gate = reinterpret_cast<const T*>(gate_up + row * 2 * f);
     const T* up = reinterpret_cast<const T*>(gate_up + row * 2 * f + f);
-    reinterpret_cast<T*>(out + row * f)[i] = gated(gate[i], up[i], act);
+    const T g = gate[i], u = up[i];
+    reinterpret_cast<T*>(out + row * f)[i] = gated(g, u, act);
   }
 }
 

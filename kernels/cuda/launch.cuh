@@ -60,9 +60,17 @@ void launch(const Context& context, const char* name, void (*kernel)(Params...),
              __LINE__);
 }
 
-/// 16 bytes of activations: the unit of vectorised access.
+/// 16 bytes of activations: the unit of vectorised access. Copied as words: copied pair by pair (__half2 has a
+/// copy constructor of its own) each access would be four of 4 bytes.
 struct alignas(16) Vec8 {
   __half2 pairs[4];
+
+  Vec8() = default;
+  __device__ Vec8(const Vec8& other) { *this = other; }
+  __device__ Vec8& operator=(const Vec8& other) {
+    *reinterpret_cast<uint4*>(this) = *reinterpret_cast<const uint4*>(&other);
+    return *this;
+  }
 };
 inline constexpr int kVec = 8;
 

@@ -160,11 +160,11 @@ __global__ void __launch_bounds__(kMaxThreads) add_norm_kernel(NormTask t, const
   Vec8 before[kVectors], summed[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i)
-    if (index(i) < vectors) before[i] = h[index(i)];
+    if (index(i) < vectors) {
+      before[i] = h[index(i)];
+      if (delta) summed[i] = delta[index(i)];
+    }
   if constexpr (kRanks) {
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i)
-      if (index(i) < vectors) summed[i] = delta[index(i)];
     if (!sum_row(p, vectors, summed)) return;
   }
   float x[kVectors][kVec] = {};
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kMaxThreads) add_norm_kernel(NormTask t, const
     unpack(before[i], x[i]);
     if (delta) {
       float y[kVec];
-      unpack(kRanks ? summed[i] : delta[index(i)], y);
+      unpack(summed[i], y);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) x[i][j] += y[j];
       const Vec8 rounded = pack(x[i]);

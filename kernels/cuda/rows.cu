@@ -48,7 +48,10 @@ __global__ void embed_kernel(EmbedTask t) {
   T* out = reinterpret_cast<T*>(t.out + int64_t{blockIdx.x} * t.d);
   for (int i = int(threadIdx.x); i < t.d / kStep; i += int(blockDim.x)) {
     T value = source[i];
-    if (t.accumulate) add(value, out[i]);
+    if (t.accumulate) {
+      const T before = out[i];
+      add(value, before);
+    }
     out[i] = value;
   }
 }
