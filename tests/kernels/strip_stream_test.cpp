@@ -203,7 +203,8 @@ TEST(StripStream, PairsNeedWholeStripsInBothHalves) {
 TEST(StripStream, BytesStayWithinFourPercent) {
   ThreadPool pool(2);
   for (const int64_t k : {4096, 5120, 14336}) {
-    for (const auto& [density, chunk_columns] : {std::pair(0.6, 320), {0.5, 384}, {0.4, 448}, {0.3, 512}}) {
+    for (const auto& [density, chunk_columns] :
+         {std::pair(0.6, 320), {0.5, 256}, {0.4, 256}, {0.36, 256}, {0.3, 512}}) {
       const DenseMatrix dense = random_matrix(64, k, density, 9);
       const TcaBmeMatrix packed = encode(dense, pool);
       const StripStreamHost stream =
