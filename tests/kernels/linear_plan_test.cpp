@@ -78,8 +78,8 @@ TEST(SmbdTile, AFullTileAtAnyAlignmentFits) {
 TEST(LinearPlan, ManyTokensGoThroughTheScratch) {
   if (!kBuiltForHopper) GTEST_SKIP() << "built without sm_90a";
   LinearProblem problem{4096, 4096, 8, false, false, true};
-  problem.chunks = 8;
-  problem.max_chunk_rows = 80;
+  problem.chunks = 8;  // of 8 blocks, as at 70 % zeros
+  problem.max_chunk_rows = 56;
   const auto kernel = [&](int n) {
     problem.n = n;
     return choose_linear_kernel(problem, GpuFacts{});
@@ -89,10 +89,10 @@ TEST(LinearPlan, ManyTokensGoThroughTheScratch) {
   EXPECT_EQ(kernel(1024), LinearKernel::fused);
   EXPECT_EQ(kernel(1025), LinearKernel::scratch);
   EXPECT_EQ(kernel(4096), LinearKernel::scratch);
-  problem.chunks = 11;  // of 6 blocks, as at 50 % zeros
-  problem.max_chunk_rows = 70;
-  EXPECT_EQ(kernel(896), LinearKernel::fused);
-  EXPECT_EQ(kernel(1024), LinearKernel::scratch);
+  problem.chunks = 11;  // of 6 blocks, as at 60 % zeros
+  problem.max_chunk_rows = 58;
+  EXPECT_EQ(kernel(768), LinearKernel::fused);
+  EXPECT_EQ(kernel(769), LinearKernel::scratch);
 }
 
 TEST(LinearPlan, CanonicalArraysAloneAreMultipliedBySmbdUpToItsLargestTile) {
