@@ -31,7 +31,7 @@ int most_chunk_blocks(double density) {
 /// are taken for those of half a block.
 double longest_run(const StripShape& shape, int sm_count) {
   const int64_t units = teams_of(shape) * shape.chunks;
-  const int64_t grid = std::min<int64_t>(units, sm_count);
+  const int64_t grid = std::min<int64_t>({units, sm_count, kMostSpmmBlocks});
   const auto blocks_before = [&](int64_t unit) {
     return unit / shape.chunks * shape.blocks() + shape.block_begin(int(unit % shape.chunks));
   };
