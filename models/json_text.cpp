@@ -79,10 +79,17 @@ std::string printable_value(const nlohmann::json& value) {
   return printable(value.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
 }
 
+std::string absence(const std::filesystem::path& path, std::string_view what) {
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  return std::filesystem::status_known(status) ? fmt::format("no such {}", what)
+                                               : "cannot be reached: " + error.message();
+}
+
 std::string read_text_file(const std::filesystem::path& path, int64_t max_bytes) {
   std::error_code error;
   const auto status = std::filesystem::status(path, error);
-  check(std::filesystem::exists(status), "{}: no such file", path.string());
+  check(std::filesystem::exists(status), "{}: {}", path.string(), absence(path, "file"));
   check(std::filesystem::is_regular_file(status), "{}: not a regular file", path.string());
   const auto size = std::filesystem::file_size(path, error);
   check(!error, "{}: {}", path.string(), error.message());

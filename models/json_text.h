@@ -19,6 +19,10 @@ inline constexpr int64_t kMaxJsonValues = 1'000'000;
 /// `text` fit for one line of an error message: control and non-ASCII bytes become '?', long text is cut.
 std::string printable(std::string_view text);
 
+/// Why nothing was found at `path`: "no such " and `what`, or "cannot be reached" and the system's reason (a
+/// directory on the way may not be entered, links in a circle).
+std::string absence(const std::filesystem::path& path, std::string_view what);
+
 /// The whole of a regular file of at most `max_bytes`. Throws `Error` naming the file.
 std::string read_text_file(const std::filesystem::path& path, int64_t max_bytes);
 

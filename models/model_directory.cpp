@@ -118,8 +118,9 @@ fs::path check_new_directory(const fs::path& out) {
     check(fs::is_empty(target, error) && !error, "{}: the output directory must not exist or be empty",
           target.string());
   }
-  check(fs::is_directory(target.parent_path(), error), "{}: no such directory, so {} cannot be made in it",
-        target.parent_path().string(), target.filename().string());
+  const fs::path parent = target.parent_path();
+  check(fs::is_directory(parent, error), "{}: {}, so {} cannot be made in it", parent.string(),
+        absence(parent, "directory"), target.filename().string());
   return target;
 }
 

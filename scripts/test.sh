@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 preset=${1:-release}
+case $preset in release | asan | tsan) ;; *) echo "test.sh: no '$preset': release, asan or tsan" >&2; exit 2 ;; esac
 build_dir=build
 [ "$preset" = release ] || build_dir=build-$preset
 status=0

@@ -15,6 +15,8 @@
 #include "engine/apps/options.h"
 #include "engine/apps/output.h"
 #include "engine/apps/progress.h"
+#include "engine/apps/read_bandwidth.h"
+#include "engine/apps/report.h"
 #include "engine/apps/serving_figures.h"
 #include "engine/apps/workload.h"
 #include "kernels/check.h"
@@ -193,6 +195,9 @@ class ThroughputRun {
     json["kv_blocks_most_used"] = most_blocks_;
     json["kv_bytes"] = memory.kv_bytes;
     json["weights_bytes"] = memory.weights_bytes;
+    json["step_weights_bytes"] = memory.step_weights_bytes;
+    json["weights_in_cache"] = engine_.backend_name() == std::string_view("cpu") &&
+                               memory.step_weights_bytes < last_level_cache_bytes();
     json["peak_bytes"] = memory.peak_bytes;
     json["driver_bytes"] = memory.driver_bytes;
     json["decode_steps"] = steps;
@@ -236,16 +241,18 @@ nlohmann::json measure(const ThroughputFlags& flags, bool dense) {
 }
 
 std::string table_of(const char* title, const nlohmann::json& figures) {
+  const auto cut = figures["requests_cut_to_model"].get<int64_t>();
   return fmt::format(
       "{}: {}decode steps of {} requests: {} ms each, of which the device waits {} ms for the host ({} %)\n"
       "{} preemptions; at most {} running, {} of {} KV blocks used\n"
-      "{:.1f} output tokens/s in the {:.1f} s from the first answer on in which requests waited\n",
+      "{:.1f} output tokens/s in the {:.1f} s from the first answer on in which requests waited\n{}",
       title, serving_table(figures), decimal(figures["decode_batch_mean"], 1),
       decimal(figures["decode_step_ms_mean"], 3), decimal(figures["host_gap_ms_mean"], 4),
       decimal(figures["host_gap_pct"], 2), figures["preemptions"].get<int64_t>(),
       figures["most_running"].get<int>(), figures["kv_blocks_most_used"].get<int64_t>(),
       figures["kv_blocks"].get<int64_t>(), figures["saturated_output_throughput"].get<double>(),
-      figures["saturated_s"].get<double>());
+      figures["saturated_s"].get<double>(),
+      cut > 0 ? fmt::format("requests longer than the model takes, cut to it: {}\n", cut) : "");
 }
 
 void run_throughput(const ThroughputFlags& flags) {
@@ -258,9 +265,13 @@ void run_throughput(const ThroughputFlags& flags) {
   }
   if (flags.common.json) return print_json(document);
   print_out(table_of("sparse", document["sparse"]));
-  if (flags.baseline.empty()) return;
-  print_out(table_of("\ndense", document["dense"]));
-  print_out(fmt::format("\noutput tokens/s, sparse to dense: {}×\n", decimal(document["speedup"], 2)));
+  if (!flags.baseline.empty()) {
+    print_out(table_of("\ndense", document["dense"]));
+    print_out(fmt::format("\noutput tokens/s, sparse to dense: {}×\n", decimal(document["speedup"], 2)));
+  }
+  const nlohmann::json& larger = document[flags.baseline.empty() ? "sparse" : "dense"];
+  if (larger["weights_in_cache"])
+    print_out(cache_note(larger["step_weights_bytes"], last_level_cache_bytes()));
 }
 
 }  // namespace

@@ -68,7 +68,8 @@ PromptText parse_prompt_line(std::string_view line, const std::string& where,
 
 std::vector<PromptText> read_prompts(const GenerateFlags& flags) {
   const int given = flags.prompt.has_value() + !flags.prompt_file.empty() + !flags.prompts_file.empty();
-  if (given != 1) throw UsageError("generate: give one of -p, -f and --prompts");
+  if (given == 0) throw UsageError("generate: give a prompt: -p, -f or --prompts");
+  if (given > 1) throw UsageError("generate: -p, -f and --prompts exclude one another");
   const SamplingParams params = flags.sampling.params(flags.common.seed);
   if (flags.prompt) return {{*flags.prompt, params}};
   if (!flags.prompt_file.empty()) return {{read_text(flags.prompt_file), params}};

@@ -111,8 +111,11 @@ PlanReport make_plan(const InspectFlags& flags, const CheckpointSummary& summary
   EngineOptions options = flags.common.engine_options();
   flags.capacity.apply(options);
   options.min_sparsity = flags.min_sparsity;
-  return plan_run(summary.config, options, forms_of(summary), total.sparsity(),
-                  flags.gpu_memory > 0 ? flags.gpu_memory : default_gpu_bytes());
+  const std::optional<int64_t> gpu_bytes = flags.gpu_memory > 0 ? flags.gpu_memory : gpu_0_bytes();
+  PlanReport plan = plan_run(summary.config, options, forms_of(summary), total.sparsity(),
+                             gpu_bytes.value_or(kAssumedGpuBytes));
+  plan.gpu_assumed = !gpu_bytes;
+  return plan;
 }
 
 void run_inspect(const InspectFlags& flags) {

@@ -65,8 +65,7 @@ void check_command(const CLI::App& app, std::span<const std::string> arguments) 
     names += (names.empty() ? "" : ", ") + command->get_name();
     if (!arguments.empty() && command->get_name() == arguments[0]) chosen = command;
   }
-  if (arguments.empty())
-    throw spinfer::UsageError(fmt::format("{}: give a command: {}", app.get_name(), names));
+  if (arguments.empty()) throw spinfer::UsageError(fmt::format("give a command: {}", names));
   if (!chosen) {
     throw spinfer::UsageError(
         fmt::format("'{}' is no command of {}; there are: {}", arguments[0], app.get_name(), names));
@@ -173,7 +172,8 @@ int main(int argc, char** argv) {
   spdlog::set_level(spdlog::level::warn);
 
   CLI::App app{
-      "spinfer runs OPT and LLaMA models with unstructured-sparse weights (TCA-BME), on CPUs and GPUs"};
+      "spinfer runs OPT, LLaMA and Qwen2 models with unstructured-sparse weights (TCA-BME), on CPUs and "
+      "GPUs"};
   app.name("spinfer");
   app.set_version_flag("--version", "spinfer " SPINFER_VERSION);
   app.require_subcommand(1);

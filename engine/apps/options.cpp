@@ -65,7 +65,12 @@ void CommonFlags::add_to(CLI::App& command, Model requirement) {
   auto* option =
       command.add_option("-m,--model", model, "model directory (Hugging Face layout, dense or packed)")
           ->check(not_empty())
-          ->each(check_reachable);
+          ->each([](const std::string& path) {
+            check_reachable(path);
+            std::error_code error;
+            check(!std::filesystem::is_regular_file(path, error), "{}: a file; -m takes a model's directory",
+                  path);
+          });
   if (requirement == Model::required) option->required();
   command.option_defaults()->group("Common options");  // shown after the command's own
   command.add_option("--device", device, "auto, cpu or cuda")

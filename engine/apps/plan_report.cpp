@@ -77,26 +77,30 @@ PlanReport plan_run(const ModelConfig& config, const EngineOptions& options, con
   return plan;
 }
 
-int64_t default_gpu_bytes() {
-  constexpr int64_t kUsual = int64_t{80} << 30;
-  if (!cuda_backend() || cuda_backend()->device_count() == 0) return kUsual;
+std::optional<int64_t> gpu_0_bytes() {
+  if (!cuda_backend() || cuda_backend()->device_count() == 0) return std::nullopt;
   return Device(*cuda_backend(), {}).info().total_bytes;
 }
 
 nlohmann::json plan_json(const PlanReport& plan) {
-  return {{"tensor_parallel", plan.tensor_parallel},    {"gpu_bytes", plan.gpu_bytes},
-          {"gpu_memory_utilization", plan.utilization}, {"max_num_seqs", plan.max_num_seqs},
-          {"max_model_len", plan.max_model_len},        {"sparsity", plan.sparsity},
-          {"sparse", column_json(plan.sparse)},         {"dense", column_json(plan.dense)}};
+  return {{"tensor_parallel", plan.tensor_parallel},
+          {"gpu_bytes", plan.gpu_bytes},
+          {"gpu_assumed", plan.gpu_assumed},
+          {"gpu_memory_utilization", plan.utilization},
+          {"max_num_seqs", plan.max_num_seqs},
+          {"max_model_len", plan.max_model_len},
+          {"sparsity", plan.sparsity},
+          {"sparse", column_json(plan.sparse)},
+          {"dense", column_json(plan.dense)}};
 }
 
 std::string plan_table(const PlanReport& plan) {
   std::string table = fmt::format(
-      "plan for each of {} GPU{} with {}, {:.0f} % of it used: up to {} requests of up to {} tokens\n"
+      "plan for each of {} GPU{} with {}{}, {:.0f} % of it used: up to {} requests of up to {} tokens\n"
       "  {:<28}{:>14}{:>14}\n",
       plan.tensor_parallel, plan.tensor_parallel == 1 ? "" : "s", human_bytes(plan.gpu_bytes),
-      plan.utilization * 100, plan.max_num_seqs, plan.max_model_len, "",
-      fmt::format("{:.0f} % zeros", plan.sparsity * 100), "dense");
+      plan.gpu_assumed ? " (assumed, there is none here)" : "", plan.utilization * 100, plan.max_num_seqs,
+      plan.max_model_len, "", fmt::format("{:.0f} % zeros", plan.sparsity * 100), "dense");
   const auto row = [&](const char* label, bool known_without_fit, const auto& value) {
     const auto cell = [&](const PlanColumn& c) {
       return known_without_fit || c.refusal.empty() ? std::string(value(c)) : "-";

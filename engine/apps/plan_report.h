@@ -30,7 +30,8 @@ struct PlanColumn {
 struct PlanReport {
   int tensor_parallel = 1;
   int64_t gpu_bytes = 0;
-  double utilization = 0;  ///< share of it that may be used
+  bool gpu_assumed = false;  ///< there is none here, and none was given
+  double utilization = 0;    ///< share of it that may be used
   int max_num_seqs = 0;
   int64_t max_model_len = 0;
   double sparsity = 0;
@@ -42,8 +43,9 @@ struct PlanReport {
 PlanReport plan_run(const ModelConfig& config, const EngineOptions& options, const LinearForms& forms,
                     double sparsity, int64_t gpu_bytes);
 
-/// Memory of GPU 0, or 80 GiB where there is none.
-int64_t default_gpu_bytes();
+/// Memory of GPU 0, or nothing where there is none.
+std::optional<int64_t> gpu_0_bytes();
+inline constexpr int64_t kAssumedGpuBytes = int64_t{80} << 30;
 
 nlohmann::json plan_json(const PlanReport& plan);
 std::string plan_table(const PlanReport& plan);

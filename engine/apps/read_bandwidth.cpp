@@ -17,6 +17,8 @@ constexpr int64_t kMostBytes = 768'000'000;
 constexpr double kSeconds = 0.1;
 constexpr int kMostPasses = 1000;
 
+}  // namespace
+
 int64_t last_level_cache_bytes() {
 #ifdef _SC_LEVEL3_CACHE_SIZE
   return std::max({sysconf(_SC_LEVEL3_CACHE_SIZE), sysconf(_SC_LEVEL2_CACHE_SIZE), 0L});
@@ -24,8 +26,6 @@ int64_t last_level_cache_bytes() {
   return 0;
 #endif
 }
-
-}  // namespace
 
 ReadBandwidth measure_read_bandwidth(int64_t bytes, int threads) {
   using Clock = std::chrono::steady_clock;

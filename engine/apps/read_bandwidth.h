@@ -11,6 +11,9 @@ struct ReadBandwidth {
   bool in_cache = false;    ///< the bytes read fit there, so this is no measure of the memory
 };
 
+/// Of the CPU; 0: unknown.
+int64_t last_level_cache_bytes();
+
 /// Median over passes that read `bytes` (at most 768 MB of them) on `threads` threads (0 = all), again and
 /// again, as decode steps read their weights. Takes about 0.3 s at most.
 ReadBandwidth measure_read_bandwidth(int64_t bytes, int threads);

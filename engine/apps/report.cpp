@@ -19,16 +19,13 @@ double byte_floor_percent(const RunReport& report) {
   return 100 * effective_gb_per_s(report) / report.read.gb_per_s;
 }
 
-/// Why the ratios of a small model say little about a large one.
-std::string cache_note(const RunReport& sparse, const std::optional<RunReport>& dense) {
-  const RunReport& larger = dense ? *dense : sparse;
-  if (!larger.read.in_cache) return {};
-  return fmt::format(
-      "  note: these weights ({}) fit in the CPU's cache ({}); sparsity gains most where they do not\n",
-      human_bytes(larger.memory.step_weights_bytes), human_bytes(larger.read.cache_bytes));
-}
-
 }  // namespace
+
+std::string cache_note(int64_t weights_bytes, int64_t cache_bytes) {
+  return fmt::format(
+      "  note: these weights ({}) fit in the CPU's cache ({}): the ratios say little about larger models\n",
+      human_bytes(weights_bytes), human_bytes(cache_bytes));
+}
 
 RunReport make_report(const Engine& engine, const GenerationTimes& times, int threads) {
   RunReport report{
@@ -141,7 +138,7 @@ std::string report_table(const RunReport& sparse, const std::optional<RunReport>
            [](const RunReport& r) { return fmt::format("{:.2f} M", double(r.memory.parameters) / 1e6); });
   text_row("zeros in linear weights",
            [](const RunReport& r) { return fmt::format("{:.1f} %", r.memory.sparsity * 100); });
-  text_row("linears sparse / dense", [](const RunReport& r) {
+  text_row("fused linears sparse / dense", [](const RunReport& r) {
     return fmt::format("{} / {}", r.memory.sparse_linears, r.memory.dense_linears);
   });
   text_row("weights as dense fp16", [&](const RunReport& r) { return bytes(r.memory.weights_dense_bytes); });
@@ -180,7 +177,9 @@ std::string report_table(const RunReport& sparse, const std::optional<RunReport>
     text_row("share of the byte floor",
              [](const RunReport& r) { return number_or_na(byte_floor_percent(r), 0, " %"); });
   }
-  return table + cache_note(sparse, dense);
+  const RunReport& larger = dense ? *dense : sparse;
+  if (larger.read.in_cache) table += cache_note(larger.memory.step_weights_bytes, larger.read.cache_bytes);
+  return table;
 }
 
 }  // namespace spinfer

@@ -235,6 +235,10 @@ TEST(Pack, RefusesOutputsThatAreInTheWay) {
   EXPECT_NE(pack_error(input.in, input.in).find("are the same directory"), std::string::npos);
   EXPECT_NE(pack_error(input.in, input.dir.path() / "absent" / "out").find("no such directory"),
             std::string::npos);
+  fs::create_symlink("circle", input.dir.path() / "circle");
+  EXPECT_NE(pack_error(input.in, input.dir.path() / "circle" / "out").find("circle: cannot be reached: "),
+            std::string::npos);
+  fs::remove(input.dir.path() / "circle");
   write_file(input.out, "a file");
   EXPECT_NE(pack_error(input.in, input.out).find("exists and is no directory"), std::string::npos);
   fs::remove(input.out);

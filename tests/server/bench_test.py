@@ -9,7 +9,7 @@ import time
 import unittest
 
 import live
-from program import LLAMA, ProgramTest, command
+from program import LLAMA, ROOT, ProgramTest, command
 
 TRACE = ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,20,5\n2023-11-16 18:15:46.9805900,30,8\n"
          "2023-11-16 18:15:47.0805900,900,4\n")
@@ -82,7 +82,10 @@ class Throughput(ProgramTest):
             self.assertEqual(figures["requests_cut_to_model"], 1)
             self.assertGreater(figures["duration_s"], 0.4)
         trace = self.file("trace.csv", TRACE)
+        table = self.ok("bench", "throughput", "-m", LLAMA, "--trace", trace)
+        self.assertIn("longer than the model takes, cut to it: 1", str(table))
         figures = self.json("bench", "throughput", "-m", LLAMA, "--trace", trace, "--num-prompts", 2)["sparse"]
+        self.assertEqual("fit in the CPU's cache" in str(table), figures["weights_in_cache"])
         self.assertEqual(figures["completed"], 2)
 
     def test_bad_input(self):
@@ -156,6 +159,14 @@ class Chat(ProgramTest):
         self.assertEqual(answers[0]["content"], said["text"])
         self.assertEqual(answers[0]["usage"]["prompt_tokens"], len(said["prompt_ids"]))
         self.assertGreater(answers[1]["usage"]["prompt_tokens"], answers[2]["usage"]["prompt_tokens"])
+
+    def test_the_plain_template(self):
+        plain = ROOT / "configs" / "chat_templates" / "plain.jinja"
+        answer = self.json("chat", "-m", LLAMA, "--chat-template", plain, "-n", 5, "--temp", 0, "--system", "Be kind.",
+                           stdin=b"Hello\n")
+        said = self.json("generate", "-m", LLAMA, "-p", "Be kind.\n\nUser: Hello\nAssistant:", "-n", 5, "--temp", 0)["outputs"][0]
+        self.assertEqual(answer["content"], said["text"])
+        self.assertEqual(answer["usage"]["prompt_tokens"], len(said["prompt_ids"]))
 
     def test_refusals(self):
         self.refused(1, ["chat", "-m", LLAMA], says="no chat template")
