@@ -124,7 +124,8 @@ std::shared_ptr<Half[]> make_halves(int64_t count) {
 
 Checkpoint::Checkpoint(const fs::path& directory, ThreadPool& pool) : directory_(directory), pool_(pool) {
   std::error_code error;
-  check(fs::is_directory(directory, error), "{}: {}", directory.string(), absence(directory, "directory"));
+  if (!fs::is_directory(directory, error))
+    fail("{}: {}", directory.string(), absence(directory, "directory"));
   // Both: transformers saved a small model over a large one, and left the old index.
   if (fs::exists(directory / kSingleFile, error)) {
     open_single(directory / kSingleFile);

@@ -279,8 +279,8 @@ ModelConfig parse_config(std::string_view text, const std::string& source) {
 ModelConfig load_config(const std::filesystem::path& path) {
   std::error_code error;
   const bool directory = std::filesystem::is_directory(path, error);
-  check(directory || std::filesystem::exists(path, error), "{}: {}", path.string(),
-        absence(path, "file or directory"));
+  if (!directory && !std::filesystem::exists(path, error))
+    fail("{}: {}", path.string(), absence(path, "file or directory"));
   const auto file = directory ? path / "config.json" : path;
   ModelConfig c = parse_config(read_text_file(file, kMaxConfigBytes), file.string());
   const auto generation = path / "generation_config.json";

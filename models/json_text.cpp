@@ -89,7 +89,7 @@ std::string absence(const std::filesystem::path& path, std::string_view what) {
 std::string read_text_file(const std::filesystem::path& path, int64_t max_bytes) {
   std::error_code error;
   const auto status = std::filesystem::status(path, error);
-  check(std::filesystem::exists(status), "{}: {}", path.string(), absence(path, "file"));
+  if (!std::filesystem::exists(status)) fail("{}: {}", path.string(), absence(path, "file"));
   check(std::filesystem::is_regular_file(status), "{}: not a regular file", path.string());
   const auto size = std::filesystem::file_size(path, error);
   check(!error, "{}: {}", path.string(), error.message());

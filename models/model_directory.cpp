@@ -119,8 +119,9 @@ fs::path check_new_directory(const fs::path& out) {
           target.string());
   }
   const fs::path parent = target.parent_path();
-  check(fs::is_directory(parent, error), "{}: {}, so {} cannot be made in it", parent.string(),
-        absence(parent, "directory"), target.filename().string());
+  if (!fs::is_directory(parent, error))
+    fail("{}: {}, so {} cannot be made in it", parent.string(), absence(parent, "directory"),
+         target.filename().string());
   return target;
 }
 

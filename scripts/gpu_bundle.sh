@@ -29,7 +29,8 @@ staging=$(mktemp -d)
 trap 'rm -rf "$staging"' EXIT
 root=$staging/spinfer-gpu
 mkdir -p "$root/bin"
-cmake --build "$bin" --parallel "$(nproc)" --target ${programs//,/ } >&2
+cmake --build "$bin" --parallel "$(nproc)" --target ${programs//,/ } >&2 ||
+  { echo "gpu_bundle.sh: $bin cannot be built (configured without CUDA or tests?)" >&2; exit 1; }
 for name in ${programs//,/ }; do
   program=$(find "$bin" -type f -name "$name" -perm -u+x -print -quit)
   [ -n "$program" ] || { echo "gpu_bundle.sh: no $name below $bin (built without CUDA or tests?)" >&2; exit 1; }

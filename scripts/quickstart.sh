@@ -16,7 +16,8 @@ scripts/setup.sh
 say "building build/spinfer (a few minutes the first time)"
 mkdir -p build
 options=(-DSPINFER_TESTS=OFF)
-if ! compgen -G '/dev/nvidia[0-9]*' >/dev/null && [ ! -e /dev/dxg ]; then
+gpu_here() { compgen -G '/dev/nvidia[0-9]*' >/dev/null || [ -e /dev/dxg ]; }
+if ! gpu_here && { command -v nvcc || [ -x /usr/local/cuda/bin/nvcc ]; } >/dev/null; then
   echo "No NVIDIA GPU here: for the CPU only, in half the time. With the GPU's part: cmake --preset release && cmake --build --preset release"
   options+=(-DSPINFER_CUDA=OFF)
 fi

@@ -49,7 +49,7 @@ if [ "${1:-}" != "--check" ] && ! command -v chromium-headless-shell chromium >/
 fi
 
 if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
-  echo "setup: CUDA compiler found, the GPU backend will be built"
+  echo "setup: CUDA compiler found"
 else
   echo "setup: no CUDA compiler, building for the CPU only"
 fi

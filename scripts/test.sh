@@ -7,7 +7,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 preset=${1:-release}
-case $preset in release | asan | tsan) ;; *) echo "test.sh: no '$preset': release, asan or tsan" >&2; exit 2 ;; esac
+case $preset in
+  release | debug | cpu | asan | tsan) ;;
+  *) echo "test.sh: no preset '$preset': release, debug, cpu, asan or tsan" >&2; exit 2 ;;
+esac
 build_dir=build
 [ "$preset" = release ] || build_dir=build-$preset
 status=0

@@ -265,13 +265,11 @@ void run_throughput(const ThroughputFlags& flags) {
   }
   if (flags.common.json) return print_json(document);
   print_out(table_of("sparse", document["sparse"]));
-  if (!flags.baseline.empty()) {
-    print_out(table_of("\ndense", document["dense"]));
-    print_out(fmt::format("\noutput tokens/s, sparse to dense: {}×\n", decimal(document["speedup"], 2)));
-  }
-  const nlohmann::json& larger = document[flags.baseline.empty() ? "sparse" : "dense"];
-  if (larger["weights_in_cache"])
-    print_out(cache_note(larger["step_weights_bytes"], last_level_cache_bytes()));
+  if (flags.baseline.empty()) return;
+  const nlohmann::json& dense = document["dense"];
+  print_out(table_of("\ndense", dense));
+  print_out(fmt::format("\noutput tokens/s, sparse to dense: {}×\n", decimal(document["speedup"], 2)));
+  if (dense["weights_in_cache"]) print_out(cache_note(dense["step_weights_bytes"], last_level_cache_bytes()));
 }
 
 }  // namespace

@@ -177,8 +177,8 @@ std::string report_table(const RunReport& sparse, const std::optional<RunReport>
     text_row("share of the byte floor",
              [](const RunReport& r) { return number_or_na(byte_floor_percent(r), 0, " %"); });
   }
-  const RunReport& larger = dense ? *dense : sparse;
-  if (larger.read.in_cache) table += cache_note(larger.memory.step_weights_bytes, larger.read.cache_bytes);
+  if (dense && dense->read.in_cache)
+    table += cache_note(dense->memory.step_weights_bytes, dense->read.cache_bytes);
   return table;
 }
 

@@ -29,15 +29,14 @@ int most_chunk_blocks(double density) {
 
 /// Time of the busiest thread block, in blocks of columns. A chunk's fixed costs (record, deal, first loads)
 /// are taken for those of half a block.
-double longest_run(const StripShape& shape, int sm_count) {
-  const int64_t units = teams_of(shape) * shape.chunks;
-  const int64_t grid = std::min<int64_t>({units, sm_count, kMostSpmmBlocks});
+double longest_run(const StripShape& shape, const GpuFacts& gpu) {
+  const SpmmPlan plan = plan_spmm(shape, 1, gpu);
   const auto blocks_before = [&](int64_t unit) {
     return unit / shape.chunks * shape.blocks() + shape.block_begin(int(unit % shape.chunks));
   };
   double longest = 0;
-  for (int64_t b = 0; b < grid; ++b) {
-    const int64_t begin = b * units / grid, end = (b + 1) * units / grid;
+  for (int64_t b = 0; b < plan.grid; ++b) {
+    const int64_t begin = b * plan.units / plan.grid, end = (b + 1) * plan.units / plan.grid;
     longest =
         std::max(longest, double(blocks_before(end) - blocks_before(begin)) + 0.5 * double(end - begin));
   }
@@ -54,7 +53,7 @@ int plan_strip_chunks(int64_t m, int64_t k, double density, const GpuFacts& gpu)
   for (int chunks = fewest; chunks <= shape.blocks(); ++chunks) {
     shape.chunks = chunks;
     if (chunks > fewest && double(shape.blocks()) / chunks < fewest_chunk_blocks(density)) break;
-    const double cost = longest_run(shape, gpu.sm_count);
+    const double cost = longest_run(shape, gpu);
     if (cost < best_cost * 0.999) {
       best_cost = cost;
       best = chunks;

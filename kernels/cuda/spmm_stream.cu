@@ -41,8 +41,8 @@
 //           the slowest of four warps: an eighth of the time at n = 32. Each step of n brings X's bytes: at n
 //           = 64 they are two thirds of the weights'. Power: 640 W at n = 8 and 700, the limit, at n = 32; at
 //           64 and 96 the clock falls from 1.98 to 1.80 and 1.67 GHz ("power" in the steps' file), and in
-//           whole models at batch 16 and 32 it dips at times. Small matrices: of a 4096×4096's 9 µs (50 %, n
-//           = 8) 2.2 pass between the last block of the launch before and X, 4 multiply, some 2 are the
+//           whole models at batch 8 already ("power_of_models"). Small matrices: of a 4096×4096's 9 µs (50 %,
+//           n = 8) 2.2 pass between the last block of the launch before and X, 4 multiply, some 2 are the
 //           split's sums.
 //
 // What was tried (12288×12288, µs at 50 % / 70 %; n = 8 unless said; h200_decode_steps.json from "two tiers"

@@ -145,7 +145,7 @@ BAD_FLAGS = [  # arguments, what the line must name
 
 BAD_FILES = [  # arguments, what the line must name
     (["generate", "-m", "nowhere", "-p", "a"], "nowhere"),
-    (["generate", "-m", LLAMA / "config.json", "-p", "a"], ("config.json", "directory")),
+    (["generate", "-m", LLAMA / "config.json", "-p", "a"], "config.json: a file"),
     (["generate", "-m", LLAMA, "-f", "nofile.txt"], "nofile.txt"),
     (["generate", "-m", LLAMA, "-f", "."], ".: is a directory"),
     (["perplexity", "-m", LLAMA, "-f", "."], ".: is a directory"),

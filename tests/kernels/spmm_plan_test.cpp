@@ -88,6 +88,12 @@ TEST(LayoutPlanSplit, CutsSmallMatricesForTheirLongestRun) {
   }
 }
 
+/// By the mean length of a chunk 23 would be best; but their runs take 27.5 blocks of columns, those of
+/// 18 27.
+TEST(LayoutPlanSplit, CountsTheBlocksOfTheLongestRun) {
+  EXPECT_EQ(plan_strip_chunks(7168, 7168, 0.4, kH200), 18);
+}
+
 TEST(SpmmPlan, TheSplitDoesNotDependOnTheTokens) {
   const StripShape shape{12288, 12288, 39};
   const SpmmPlan one = plan_spmm(shape, 1, kH200);

@@ -82,10 +82,10 @@ class Throughput(ProgramTest):
             self.assertEqual(figures["requests_cut_to_model"], 1)
             self.assertGreater(figures["duration_s"], 0.4)
         trace = self.file("trace.csv", TRACE)
-        table = self.ok("bench", "throughput", "-m", LLAMA, "--trace", trace)
-        self.assertIn("longer than the model takes, cut to it: 1", str(table))
+        table = self.ok("bench", "throughput", "-m", LLAMA, "--trace", trace, "--baseline", "dense").decode()
+        self.assertIn("longer than the model takes, cut to it: 1", table)
         figures = self.json("bench", "throughput", "-m", LLAMA, "--trace", trace, "--num-prompts", 2)["sparse"]
-        self.assertEqual("fit in the CPU's cache" in str(table), figures["weights_in_cache"])
+        self.assertEqual("fit in the CPU's cache" in table, figures["weights_in_cache"])
         self.assertEqual(figures["completed"], 2)
 
     def test_bad_input(self):
@@ -162,11 +162,15 @@ class Chat(ProgramTest):
 
     def test_the_plain_template(self):
         plain = ROOT / "configs" / "chat_templates" / "plain.jinja"
-        answer = self.json("chat", "-m", LLAMA, "--chat-template", plain, "-n", 5, "--temp", 0, "--system", "Be kind.",
-                           stdin=b"Hello\n")
-        said = self.json("generate", "-m", LLAMA, "-p", "Be kind.\n\nUser: Hello\nAssistant:", "-n", 5, "--temp", 0)["outputs"][0]
-        self.assertEqual(answer["content"], said["text"])
-        self.assertEqual(answer["usage"]["prompt_tokens"], len(said["prompt_ids"]))
+        lines = self.ok("chat", "-m", LLAMA, "--chat-template", plain, "-n", 5, "--temp", 0, "--json", "--system", "Be kind.",
+                        stdin=b"Hello\nAnd?\n").splitlines()
+        prompt = "Be kind.\n\nUser: Hello\nAssistant:"
+        for answer in map(json.loads, lines):
+            said = self.json("generate", "-m", LLAMA, "-p", prompt, "-n", 5, "--temp", 0)["outputs"][0]
+            self.assertEqual(answer["content"], said["text"])
+            self.assertEqual(answer["usage"]["prompt_tokens"], len(said["prompt_ids"]))
+            prompt += f" {said['text'].strip()}\nUser: And?\nAssistant:"
+        self.assertEqual(len(lines), 2)
 
     def test_refusals(self):
         self.refused(1, ["chat", "-m", LLAMA], says="no chat template")
