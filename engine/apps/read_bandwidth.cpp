@@ -27,11 +27,14 @@ int64_t last_level_cache_bytes() {
 #endif
 }
 
+bool fits_cache(int64_t bytes) {
+  return bytes < last_level_cache_bytes();
+}
+
 ReadBandwidth measure_read_bandwidth(int64_t bytes, int threads) {
   using Clock = std::chrono::steady_clock;
-  ReadBandwidth result{.gb_per_s = 0, .cache_bytes = last_level_cache_bytes(), .in_cache = false};
-  if (bytes <= 0) return result;
-  result.in_cache = bytes < result.cache_bytes;
+  if (bytes <= 0) return {};
+  ReadBandwidth result{.gb_per_s = 0, .in_cache = fits_cache(bytes)};
 
   ThreadPool pool(threads);
   const int64_t words = std::max<int64_t>(std::min(bytes, kMostBytes) / 8, 1);

@@ -21,10 +21,10 @@ double byte_floor_percent(const RunReport& report) {
 
 }  // namespace
 
-std::string cache_note(int64_t weights_bytes, int64_t cache_bytes) {
+std::string cache_note(int64_t weights_bytes) {
   return fmt::format(
       "  note: these weights ({}) fit in the CPU's cache ({}): the ratios say little about larger models\n",
-      human_bytes(weights_bytes), human_bytes(cache_bytes));
+      human_bytes(weights_bytes), human_bytes(last_level_cache_bytes()));
 }
 
 RunReport make_report(const Engine& engine, const GenerationTimes& times, int threads) {
@@ -177,8 +177,7 @@ std::string report_table(const RunReport& sparse, const std::optional<RunReport>
     text_row("share of the byte floor",
              [](const RunReport& r) { return number_or_na(byte_floor_percent(r), 0, " %"); });
   }
-  if (dense && dense->read.in_cache)
-    table += cache_note(dense->memory.step_weights_bytes, dense->read.cache_bytes);
+  if (dense && dense->read.in_cache) table += cache_note(dense->memory.step_weights_bytes);
   return table;
 }
 

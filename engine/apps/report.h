@@ -40,7 +40,7 @@ std::string report_table(const RunReport& sparse, const std::optional<RunReport>
 
 /// A line that says why the ratios of a small model say little about a large one: its weights fit in the
 /// CPU's cache.
-std::string cache_note(int64_t weights_bytes, int64_t cache_bytes);
+std::string cache_note(int64_t weights_bytes);
 
 /// "1.23 ms"; "n/a" for what is undefined, which is NaN here and null in JSON.
 std::string number_or_na(double value, int decimals, std::string_view unit = {});

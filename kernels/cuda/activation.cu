@@ -12,7 +12,7 @@ constexpr int kThreads = 256;
 __device__ inline __half gated(__half gate, __half up, Activation act) {
   return __float2half_rn(activate(__half2float(gate), act) * __half2float(up));
 }
-__device__ inline Vec8 gated(const Vec8& gate, const Vec8& up, Activation act) {
+__device__ inline Vec8 gated(Vec8 gate, Vec8 up, Activation act) {
   Vec8 out;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -33,8 +33,7 @@ __global__ void gated_activation_kernel(const __half* gate_up, int n, int f, Act
   for (int64_t row = blockIdx.y; row < n; row += gridDim.y) {
     const T* gate = reinterpret_cast<const T*>(gate_up + row * 2 * f);
     const T* up = reinterpret_cast<const T*>(gate_up + row * 2 * f + f);
-    const T g = gate[i], u = up[i];
-    reinterpret_cast<T*>(out + row * f)[i] = gated(g, u, act);
+    reinterpret_cast<T*>(out + row * f)[i] = gated(gate[i], up[i], act);
   }
 }
 

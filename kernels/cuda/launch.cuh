@@ -60,8 +60,9 @@ void launch(const Context& context, const char* name, void (*kernel)(Params...),
              __LINE__);
 }
 
-/// 16 bytes of activations: the unit of vectorised access. Copied as words: copied pair by pair (__half2 has a
-/// copy constructor of its own) each access would be four of 4 bytes.
+/// 16 bytes of activations: the unit of vectorised access. Copied as words: copied pair by pair (__half2 has
+/// a copy constructor of its own) each access would be four of 4 bytes. Functions take it by value for the
+/// same reason.
 struct alignas(16) Vec8 {
   __half2 pairs[4];
 

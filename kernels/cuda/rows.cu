@@ -20,7 +20,7 @@ struct EmbedTask {
   Fault* fault;
 };
 
-__device__ inline void add(Vec8& a, const Vec8& b) {
+__device__ inline void add(Vec8& a, Vec8 b) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float2 x = __half22float2(a.pairs[i]), y = __half22float2(b.pairs[i]);
@@ -48,10 +48,7 @@ __global__ void embed_kernel(EmbedTask t) {
   T* out = reinterpret_cast<T*>(t.out + int64_t{blockIdx.x} * t.d);
   for (int i = int(threadIdx.x); i < t.d / kStep; i += int(blockDim.x)) {
     T value = source[i];
-    if (t.accumulate) {
-      const T before = out[i];
-      add(value, before);
-    }
+    if (t.accumulate) add(value, out[i]);
     out[i] = value;
   }
 }

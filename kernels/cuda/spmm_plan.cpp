@@ -5,6 +5,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/spmm_split.h"
 
 namespace spinfer::cuda {
 namespace {
@@ -31,14 +32,15 @@ int most_chunk_blocks(double density) {
 /// are taken for those of half a block.
 double longest_run(const StripShape& shape, const GpuFacts& gpu) {
   const SpmmPlan plan = plan_spmm(shape, 1, gpu);
-  const auto blocks_before = [&](int64_t unit) {
-    return unit / shape.chunks * shape.blocks() + shape.block_begin(int(unit % shape.chunks));
+  const auto split = SpmmSplit::of(plan.units, shape.chunks, plan.grid);
+  const auto blocks_before = [&](int unit) {
+    const int team = split.team_of(unit);
+    return int64_t{team} * shape.blocks() + shape.block_begin(unit - team * shape.chunks);
   };
   double longest = 0;
-  for (int64_t b = 0; b < plan.grid; ++b) {
-    const int64_t begin = b * plan.units / plan.grid, end = (b + 1) * plan.units / plan.grid;
-    longest =
-        std::max(longest, double(blocks_before(end) - blocks_before(begin)) + 0.5 * double(end - begin));
+  for (int block = 0; block < plan.grid; ++block) {
+    const int begin = split.first_unit(block), end = split.first_unit(block + 1);
+    longest = std::max(longest, double(blocks_before(end) - blocks_before(begin)) + 0.5 * (end - begin));
   }
   return longest;
 }

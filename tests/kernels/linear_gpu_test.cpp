@@ -23,17 +23,20 @@ namespace {
 constexpr double kTolerance = 5e-4;
 constexpr int kTokens[] = {1, 3, 8, 13, 17, 31, 64, 65, 96, 100, 257};
 
+bool is_set(const char* variable) {
+  const char* value = std::getenv(variable);
+  return value && std::strcmp(value, "0") != 0;
+}
+
 /// compute-sanitizer slows kernels a hundredfold: SPINFER_GPU_TEST_REDUCED=1 keeps one size of each kind.
 bool reduced() {
-  const char* value = std::getenv("SPINFER_GPU_TEST_REDUCED");
-  return value && std::strcmp(value, "0") != 0;
+  return is_set("SPINFER_GPU_TEST_REDUCED");
 }
 
 /// compute-sanitizer's racecheck ends with an error of its own at kernels that it does not instrument, and
 /// takes minutes for cuBLAS's: SPINFER_GPU_TEST_OWN_KERNELS=1 leaves out what runs those.
 bool only_own_kernels() {
-  const char* value = std::getenv("SPINFER_GPU_TEST_OWN_KERNELS");
-  return value && std::strcmp(value, "0") != 0;
+  return is_set("SPINFER_GPU_TEST_OWN_KERNELS");
 }
 
 struct EpilogueCase {
