@@ -24,31 +24,73 @@ __device__ inline float2 load_scales(uint32_t address) {
   return scales;
 }
 
+/// A half that is needed later: the load is under way, no instruction waits for it yet.
+__device__ inline uint16_t ask(const __half* global) {
+  uint16_t bits;
+  asm volatile("ld.global.u16 %0, [%1];" : "=h"(bits) : "l"(global) : "memory");
+  return bits;
+}
+__device__ inline float ask(const float* global) {
+  float value;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(value) : "l"(global) : "memory");
+  return value;
+}
+__device__ inline float half_of(uint16_t bits) {
+  return __half2float(__ushort_as_half(bits));
+}
+
+/// What the epilogue reads of a tier's rows top (lane/4) and top + 8. Far away, as residuals are: whoever has
+/// sums to wait for asks before.
+struct RowOperands {
+  float gain_product[2] = {}, bias_product[2] = {};
+  uint16_t bias[2] = {}, gain[2] = {};
+
+  __device__ RowOperands(const Problem& p, int top) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = top + 8 * i;
+      if (row >= int(p.shape.m)) continue;
+      if (p.norm_of_x.gain_product) {
+        gain_product[i] = ask(p.norm_of_x.gain_product + row);
+        bias_product[i] = ask(p.norm_of_x.bias_product + row);
+      } else if (p.epilogue.bias) {
+        bias[i] = ask(p.epilogue.bias + row);
+      }
+      if (p.norm_of_y.moments) gain[i] = ask(p.norm_of_y.gain + row);
+    }
+  }
+};
+
+/// One tier's of both, in registers: no run-time index.
+__device__ inline RowOperands select(const RowOperands (&rows)[kStripTiers], int tier) {
+  RowOperands r = rows[0];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    r.gain_product[i] = tier ? rows[1].gain_product[i] : r.gain_product[i];
+    r.bias_product[i] = tier ? rows[1].bias_product[i] : r.bias_product[i];
+    r.bias[i] = tier ? rows[1].bias[i] : r.bias[i];
+    r.gain[i] = tier ? rows[1].gain[i] : r.gain[i];
+  }
+  return r;
+}
+
 /// Four sums of a lane: of a tier rows lane/4 (x, y) and 8 below (z, w), tokens 8·eight + 2·(lane%4) (x, z)
-/// and the next. With what comes before the activation; `top` is the upper row.
-__device__ inline float4 before_activation(const Problem& p, uint32_t x_scale, int top, int token,
-                                           float4 sums) {
-  const int m = int(p.shape.m);
+/// and the next. With what comes before the activation.
+__device__ inline float4 before_activation(const Problem& p, uint32_t x_scale, const RowOperands& rows,
+                                           int token, float4 sums) {
   if (p.norm_of_x.moments) {
     const float2 scale = load_scales(x_scale + 4 * token);
     sums = {sums.x * scale.x, sums.y * scale.y, sums.z * scale.x, sums.w * scale.y};
   }
   if (p.norm_of_x.gain_product) {
     const float2 off = load_scales(x_scale + 4 * kStreamMaxTokens + 4 * token);
-    const auto product = [&](const float* of, int row) { return row < m ? of[row] : 0.0f; };
-    const float gain[2] = {product(p.norm_of_x.gain_product, top),
-                           product(p.norm_of_x.gain_product, top + 8)};
-    const float bias[2] = {product(p.norm_of_x.bias_product, top),
-                           product(p.norm_of_x.bias_product, top + 8)};
-    return {sums.x - off.x * gain[0] + bias[0], sums.y - off.y * gain[0] + bias[0],
-            sums.z - off.x * gain[1] + bias[1], sums.w - off.y * gain[1] + bias[1]};
+    return {sums.x - off.x * rows.gain_product[0] + rows.bias_product[0],
+            sums.y - off.y * rows.gain_product[0] + rows.bias_product[0],
+            sums.z - off.x * rows.gain_product[1] + rows.bias_product[1],
+            sums.w - off.y * rows.gain_product[1] + rows.bias_product[1]};
   }
-  if (p.epilogue.bias) {
-    const float high = top < m ? __half2float(p.epilogue.bias[top]) : 0.0f;
-    const float low = top + 8 < m ? __half2float(p.epilogue.bias[top + 8]) : 0.0f;
-    sums = {sums.x + high, sums.y + high, sums.z + low, sums.w + low};
-  }
-  return sums;
+  const float high = half_of(rows.bias[0]), low = half_of(rows.bias[1]);
+  return {sums.x + high, sums.y + high, sums.z + low, sums.w + low};
 }
 __device__ inline float4 after_activation(const Problem& p, float4 sums) {
   if (p.slow_activation) return activate_slowly(sums, p.epilogue.act);
@@ -71,6 +113,24 @@ struct FourPlaces {
   __device__ int64_t index(int i) const { return first + i % 2 * m + i / 2 * 8; }
 };
 
+/// The first of a tier's rows that a lane has sums of; none if there is no such strip.
+__device__ inline int top_row(const Problem& p, int strip, int tier, int lane) {
+  return strip < p.strips ? int(p.shape.tier_row(strip, tier)) + lane / 4 : int(p.shape.m);
+}
+
+/// The residuals of four places.
+struct Residuals {
+  uint16_t bits[4] = {};
+
+  __device__ Residuals() = default;
+  __device__ Residuals(const Problem& p, const FourPlaces& at) {
+    if (!p.epilogue.residual) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (at.there[i]) bits[i] = ask(p.epilogue.residual + at.index(i));
+  }
+};
+
 /// Over the lanes of the same rows' tokens: lane l % 8 < 4 gets the sum of the first token 2·(l % 4), the
 /// others that of the second.
 __device__ inline float sum_by_token(float first, float second, int lane) {
@@ -81,13 +141,11 @@ __device__ inline float sum_by_token(float first, float second, int lane) {
 }
 
 /// Stores the values of h and what their norm needs: h · gain, and moments. By whole warps.
-__device__ inline void store_normed(const Problem& p, const FourPlaces& at, int strip, int top, int eight,
-                                    int lane, const float (&h)[4]) {
+__device__ inline void store_normed(const Problem& p, const RowOperands& rows, const FourPlaces& at,
+                                    int strip, int eight, int lane, const float (&h)[4]) {
   const NormOfY& norm = p.norm_of_y;
-  float gains[2], squares[2] = {}, totals[2] = {};
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-    gains[i] = top + 8 * i < at.m ? __half2float(norm.gain[top + 8 * i]) * norm.per_bound : 0.0f;
+  float squares[2] = {}, totals[2] = {};
+  const float gains[2] = {half_of(rows.gain[0]) * norm.per_bound, half_of(rows.gain[1]) * norm.per_bound};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if (!at.there[i]) continue;
@@ -110,13 +168,21 @@ __device__ inline void store_normed(const Problem& p, const FourPlaces& at, int 
               static_cast<unsigned long long>(__float2ll_rn(moment * float(1 << kMomentFractionBits))));
 }
 
-/// A tier's sums (see before_activation) to y, with the epilogue.
-__device__ inline void store_sums(const Problem& p, uint32_t x_scale, int strip, int tier, int eight,
-                                  int lane, float4 sums) {
-  const int m = int(p.shape.m), token = eight * 8 + lane % 4 * 2;
-  const int top = strip < p.strips ? int(p.shape.tier_row(strip, tier)) + lane / 4 : m;
-  const FourPlaces at(p, m, top, token);
-  sums = after_activation(p, before_activation(p, x_scale, top, token, sums));
+/// Four sums of each lane (before_activation), and where they go.
+struct FourSums {
+  int strip, tier, eight, lane;
+
+  __device__ int token() const { return eight * 8 + lane % 4 * 2; }
+  __device__ FourPlaces places(const Problem& p) const {
+    return {p, int(p.shape.m), top_row(p, strip, tier, lane), token()};
+  }
+};
+
+/// A tier's sums to y, with the epilogue.
+__device__ inline void store_sums(const Problem& p, uint32_t x_scale, const RowOperands& rows,
+                                  const Residuals& residuals, const FourSums& of, float4 sums) {
+  const FourPlaces at = of.places(p);
+  sums = after_activation(p, before_activation(p, x_scale, rows, of.token(), sums));
   float values[4] = {sums.x, sums.y, sums.z, sums.w};
   if (p.fp32_out) {
 #pragma unroll
@@ -124,27 +190,22 @@ __device__ inline void store_sums(const Problem& p, uint32_t x_scale, int strip,
       if (at.there[i]) static_cast<float*>(p.y)[at.index(i)] = values[i];
     return;
   }
-  if (const __half* residual = p.epilogue.residual) {
-    float residuals[4] = {};
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (at.there[i]) residuals[i] = __half2float(residual[at.index(i)]);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) values[i] += residuals[i];
-  }
-  if (p.norm_of_y.moments) return store_normed(p, at, strip, top, eight, lane, values);
+  for (int i = 0; i < 4; ++i) values[i] += half_of(residuals.bits[i]);
+  if (p.norm_of_y.moments) return store_normed(p, rows, at, of.strip, of.eight, of.lane, values);
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     if (at.there[i]) static_cast<__half*>(p.y)[at.index(i)] = __float2half_rn(values[i]);
 }
 
 /// The sums of a pair of tiers: y [n][m / 2] = act(gate) · up.
-__device__ inline void store_gated(const Problem& p, uint32_t x_scale, int strip, int eight, int lane,
+__device__ inline void store_gated(const Problem& p, uint32_t x_scale,
+                                   const RowOperands (&rows)[kStripTiers], int strip, int eight, int lane,
                                    float4 gate, float4 up) {
-  const int m = int(p.shape.m / 2), top = strip * kTierRows + lane / 4, token = eight * 8 + lane % 4 * 2;
-  const FourPlaces at(p, m, top, token);
-  gate = after_activation(p, before_activation(p, x_scale, top, token, gate));
-  up = before_activation(p, x_scale, top + m, token, up);
+  const int token = eight * 8 + lane % 4 * 2;
+  const FourPlaces at(p, int(p.shape.m / 2), top_row(p, strip, 0, lane), token);
+  gate = after_activation(p, before_activation(p, x_scale, rows[0], token, gate));
+  up = before_activation(p, x_scale, rows[1], token, up);
   const float values[4] = {gate.x * up.x, gate.y * up.y, gate.z * up.z, gate.w * up.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i)
@@ -205,14 +266,18 @@ __device__ void end_team(const Problem& p, uint32_t x_scale, int team, bool is_s
                          StripSums<kN>& acc) {
   if (is_shared) return leave<kN>(partials_of<kN>(p, 2 * int(blockIdx.x), warp) + lane, acc);
   const int strip = team * kSpmmWarps + warp;
+  const RowOperands rows[kStripTiers] = {{p, top_row(p, strip, 0, lane)}, {p, top_row(p, strip, 1, lane)}};
 #pragma unroll 1
   for (int eight = 0; eight < kN / 8; ++eight) {
     if (p.gated) {
-      store_gated(p, x_scale, strip, eight, lane, item_of<kN>(acc, 0), item_of<kN>(acc, 1));
+      store_gated(p, x_scale, rows, strip, eight, lane, item_of<kN>(acc, 0), item_of<kN>(acc, 1));
     } else {
 #pragma unroll 1
-      for (int tier = 0; tier < kStripTiers; ++tier)
-        store_sums(p, x_scale, strip, tier, eight, lane, tier ? item_of<kN>(acc, 1) : item_of<kN>(acc, 0));
+      for (int tier = 0; tier < kStripTiers; ++tier) {
+        const FourSums of{strip, tier, eight, lane};
+        store_sums(p, x_scale, select(rows, tier), {p, of.places(p)}, of,
+                   tier ? item_of<kN>(acc, 1) : item_of<kN>(acc, 0));
+      }
     }
 #pragma unroll
     for (int i = 0; i + 4 < kN / 2; ++i) {
@@ -278,18 +343,36 @@ template <int kN>
 __device__ void end_run(const Problem& p, uint32_t x_scale, const TeamShare& t, uint32_t offsets, int team,
                         float4* staging, int warp, int lane, const StripSums<kN>& acc) {
   leave<kN>(t.owners == 1 ? staging : partials_of<kN>(p, t.own_place, warp) + lane, acc);
-  if (t.owners > 1) add_up<kN>(p, t, offsets, staging, warp, lane);
+  if (t.turns == 0) return;
+  // What comes from far is asked for before the sums are waited for: the residuals of the next kAhead turns.
+  constexpr int kAhead = 2;
   const int strip = team * kSpmmWarps + warp;
+  const RowOperands rows[kStripTiers] = {{p, top_row(p, strip, 0, lane)}, {p, top_row(p, strip, 1, lane)}};
+  const auto sums_of = [&](int turn) {
+    const int item = t.item(turn);
+    return FourSums{strip, item % kStripTiers, item / kStripTiers, lane};
+  };
+  const auto residuals_of = [&](int turn) {
+    return turn < t.turns ? Residuals(p, sums_of(turn).places(p)) : Residuals();
+  };
+  Residuals ahead[kAhead];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) ahead[i] = residuals_of(i);
+  if (t.owners > 1) add_up<kN>(p, t, offsets, staging, warp, lane);
   if (p.gated) {
 #pragma unroll 1
     for (int turn = 0; turn < t.turns; turn += kStripTiers, staging += 2 * 32)
-      store_gated(p, x_scale, strip, t.item(turn) / kStripTiers, lane, staging[0], staging[32]);
+      store_gated(p, x_scale, rows, strip, t.item(turn) / kStripTiers, lane, staging[0], staging[32]);
     return;
   }
 #pragma unroll 1
   for (int turn = 0; turn < t.turns; ++turn, staging += 32) {
-    const int item = t.item(turn);
-    store_sums(p, x_scale, strip, item % kStripTiers, item / kStripTiers, lane, staging[0]);
+    const FourSums of = sums_of(turn);
+    const Residuals residuals = ahead[0];
+#pragma unroll
+    for (int i = 0; i + 1 < kAhead; ++i) ahead[i] = ahead[i + 1];
+    ahead[kAhead - 1] = residuals_of(turn + kAhead);
+    store_sums(p, x_scale, select(rows, of.tier), residuals, of, staging[0]);
   }
 }
 
