@@ -1,10 +1,14 @@
 // How the thread blocks of the Hopper SpMM (spmm_stream.cu) divide the work, and who adds up whose sums.
 // Plain integers, the same on host and device: tested without a GPU.
 //
-// Units are numbered team by team, chunk by chunk; block b has the run [b·units/grid, (b+1)·units/grid). A
+// Units are numbered team by team, chunk by chunk; block b has the run [first_unit(b), first_unit(b + 1)). A
 // team's owners are the blocks that have units of it. If there are several their sums meet in global memory.
 // What a block has of a strip has two places there: 2·block for a team that other blocks began before it,
 // 2·block + 1 for one that it begins inside its run. (A team begun with the run is at 2·block.)
+//
+// Runs differ by a unit at most, and the longer ones come first. Blocks are placed in their order, on SMs as
+// the launch before leaves them: the last get theirs when that launch is over, and then their first pieces
+// while all others ask for theirs.
 #pragma once
 
 #include <cstdint>
@@ -25,20 +29,25 @@ struct FastDivisor {
   }
 };
 
-/// The work of one launch. units · (grid + 1) < 2^32.
+/// The work of one launch. units < 2^32.
 struct SpmmSplit {
   int units;   ///< teams · chunks
   int chunks;  ///< of a strip
   int grid;    ///< thread blocks, at most `units`
-  FastDivisor by_grid, by_units, by_chunks;
+  int run;     ///< units of a block,
+  int longer;  ///< and one more for so many blocks from the first on
+  FastDivisor by_run, by_longer_run, by_chunks;
 
   static constexpr SpmmSplit of(int64_t units, int chunks, int grid) {
-    return {int(units), chunks, grid, FastDivisor::of(grid), FastDivisor::of(units), FastDivisor::of(chunks)};
+    const int64_t run = units / grid;
+    return {int(units),           chunks, grid, int(run), int(units % grid), FastDivisor::of(run),
+            FastDivisor::of(run + 1), FastDivisor::of(chunks)};
   }
-  constexpr int first_unit(int block) const { return int(by_grid.divide(uint32_t(units) * uint32_t(block))); }
+  constexpr int first_unit(int block) const { return block * run + (block < longer ? block : longer); }
   /// The block whose run holds `unit`.
   constexpr int block_of(int unit) const {
-    return int(by_units.divide(uint32_t(unit + 1) * uint32_t(grid) - 1));
+    const bool in_longer = unit < first_unit(longer);
+    return int(in_longer ? by_longer_run.divide(uint32_t(unit)) : by_run.divide(uint32_t(unit - longer)));
   }
   constexpr int team_of(int unit) const { return int(by_chunks.divide(uint32_t(unit))); }
 };
