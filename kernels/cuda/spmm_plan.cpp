@@ -28,10 +28,10 @@ int most_chunk_blocks(double density) {
   return density > 0.45 ? 6 : density > 0.35 ? 7 : kMaxChunkBlocks;
 }
 
-/// How much later than most a thread block would be done with the same work, in blocks of columns (half a
-/// microsecond each): they start one after the other, the last when memory is busiest (12288×4096, 60 %, n =
-/// 16, µs by tenths of the blocks: 14.2, 14.3, 14.4, 14.4, 14.5, 14.6, 14.6, 14.7, 14.9, 15.0, the last six
-/// 15.5, the very last 16.3: h200_decode_steps.json, "late_blocks").
+/// How much later than most a thread block is done with the same work, in blocks of columns (half a
+/// microsecond each): they start one after the other, and the last ask for their first pieces when memory is
+/// busiest. (12288×4096, 60 %, n = 16, µs by twelves of the blocks: 14.5, 14.5, 14.6, 14.6, 14.7, 14.8, 14.8,
+/// 14.9, 15.0, 15.0, 15.3, the very last 16.3: "late_blocks" in h200_decode_steps.json.)
 double lateness(int block, int grid) {
   if (block + 1 == grid) return 3.2;
   const double place = double(block) / grid;

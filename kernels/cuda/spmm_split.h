@@ -40,8 +40,14 @@ struct SpmmSplit {
 
   static constexpr SpmmSplit of(int64_t units, int chunks, int grid) {
     const int64_t run = units / grid;
-    return {int(units),           chunks, grid, int(run), int(units % grid), FastDivisor::of(run),
-            FastDivisor::of(run + 1), FastDivisor::of(chunks)};
+    return {int(units),
+            chunks,
+            grid,
+            int(run),
+            int(units % grid),
+            FastDivisor::of(run),
+            FastDivisor::of(run + 1),
+            FastDivisor::of(chunks)};
   }
   constexpr int first_unit(int block) const { return block * run + (block < longer ? block : longer); }
   /// The block whose run holds `unit`.

@@ -5,7 +5,8 @@
 //           64 columns; what a lane has of a tier is a stream on one of 64 tracks. X is [n][k] as it is, no
 //           packing.
 // Grid      One block per SM, persistent. A team is 8 strips, a unit is a chunk of all strips of a team.
-//           Units are numbered team by team, chunk by chunk; block b has units [b·U/G, (b+1)·U/G).
+//           Units are numbered team by team, chunk by chunk; a block has a run of them, the blocks that start
+//           last a shorter one (spmm_split.h).
 // Warps     8 multiply a strip each, one brings X, one finds what the others need at the end of their runs,
 //           for n > 32 one refills the rings.
 // Lanes     Lane l decodes rows l/4 and l/4 + 8 of both tiers, columns 2·(l%4) + {0, 1, 8, 9} of each TCTile:
@@ -114,13 +115,21 @@
 //   tokens of LLaMA-2-7B 2.58 / 2.90 → 2.64 / 3.11 ms: to look at 16 tokens' values once takes a microsecond
 //   X of few tokens by copies of 16 bytes instead of a bulk copy a token (12288×4096, 50 %, n = 8 and 16):
 //   18.3 and 19.9 → 18.1 and 19.5
+//   From here on "late_blocks" in that file, 60 %. Of 132 thread blocks one of the last twelve was done last
+//   in eight launches of ten, 1.8 µs after the mean: shorter runs for those (12288×4096, n = 8 and 16: 16.6
+//   and 18.6 → 16.3 and 18.4; LLaMA-2-7B's step of 16 tokens 2.94 → 2.87 ms) runs of blocks of columns, which
+//   begin inside chunks: even, but a chunk more each, and entering one takes .27 µs: 18.6 → 19.0, with
+//   shorter last ones 19.7 all pieces at once, or two, for the blocks that start last: slower by up to 4 and
+//   1 % records brought by the warp that prepares the ends: 1 % faster on small matrices, slower on large
+//   ones sums that a block adds up itself left in shared memory: n = 64 1 to 2 % faster, n ≤ 32 up to 1 %
+//   slower biases, gains and residuals asked for before the sums are waited for: steps 0 to .5 % shorter
 // Next: three warps a scheduler with a feeding warp (alone, they issue in 76 % of the loop's slots at n = 32,
 // but a sixth more instructions); one for rings and one for records, which may suit few tokens too; eight
 // warps that share a strip's columns, so that small matrices' sums meet in shared memory, with X for all
 // columns in each block (multicast in a cluster, or L2 is the limit); a decoder that reads less of
 // shared memory: with the table 8 wavefronts a tile, without it 4 and three instructions more
-// (strip_decoder.cuh), or of each for one tier; chunks cut to the grid: 13 of 5120×5120's 260 units make runs
-// of 14 blocks where 12.1 would be even.
+// (strip_decoder.cuh), or of each for one tier; entering a chunk, .27 µs of 2.9, in fewer instructions; cuts
+// of each team's own, so that runs are as long as they should be without a chunk more.
 #include <algorithm>
 #include <type_traits>
 

@@ -199,9 +199,8 @@ __device__ inline void store_sums(const Problem& p, uint32_t x_scale, const RowO
 }
 
 /// The sums of a pair of tiers: y [n][m / 2] = act(gate) · up.
-__device__ inline void store_gated(const Problem& p, uint32_t x_scale,
-                                   const RowOperands (&rows)[kStripTiers], int strip, int eight, int lane,
-                                   float4 gate, float4 up) {
+__device__ inline void store_gated(const Problem& p, uint32_t x_scale, const RowOperands (&rows)[kStripTiers],
+                                   int strip, int eight, int lane, float4 gate, float4 up) {
   const int token = eight * 8 + lane % 4 * 2;
   const FourPlaces at(p, int(p.shape.m / 2), top_row(p, strip, 0, lane), token);
   gate = after_activation(p, before_activation(p, x_scale, rows[0], token, gate));

@@ -105,5 +105,12 @@ TEST(SpmmSplit, EverySumIsLeftReadAndStoredOnce) {
         }
 }
 
+/// The last blocks start last.
+TEST(SpmmSplit, LongerRunsComeFirst) {
+  const auto split = SpmmSplit::of(16 * 16, 16, 132);
+  for (int block = 0; block < split.grid; ++block)
+    EXPECT_EQ(split.first_unit(block + 1) - split.first_unit(block), block < 124 ? 2 : 1) << block;
+}
+
 }  // namespace
 }  // namespace spinfer::cuda
