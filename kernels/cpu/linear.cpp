@@ -124,8 +124,12 @@ class PanelProduct {
       const int64_t ahead = (p.offset(tile + 1) - p.offset(tile)) / 4;  // of values, about a strip
       for (int strip = 0; strip < kGroupTile / kStripRows; ++strip, bitmaps += kStripRows) {
         float* acc = buffers.acc + strip * kStripRows * kLanes;
-        if (tokens_ == 1) {
-          value += kernels_.accumulate_strip(bitmaps, value, x_ + tile_col * kGroupTile, acc);
+        if (tokens_ <= kernels_.fused_tokens) {
+          const Half* begin = value;
+          for (int t = 0; t < tokens_; ++t)
+            value =
+                begin + kernels_.accumulate_strip(bitmaps, begin, x_ + t * x_stride_ + tile_col * kGroupTile,
+                                                  acc + t * kGroupTile * kLanes);
         } else {
           prefetch(bitmaps + kPrefetchBitmaps, kStripRows * sizeof(uint64_t));
           prefetch(value + kPrefetchValues, size_t(ahead) * sizeof(Half));
@@ -137,11 +141,13 @@ class PanelProduct {
     }
     const int64_t first_row = tile_row * kGroupTile;
     const int rows = int(std::min<int64_t>(kGroupTile, p.m - first_row));
-    if (tokens_ > 1) return finish(first_row, rows, kGroupTile, buffers, store);
-    for (int first = 0; first < rows; first += kStripRows) {
-      kernels_.sum_strip(buffers.acc + first * kLanes, buffers.sums);
-      for (int r = 0; r < std::min(kStripRows, rows - first); ++r)
-        store(first_row + first + r, 0, buffers.sums[r]);
+    if (tokens_ > kernels_.fused_tokens) return finish(first_row, rows, kGroupTile, buffers, store);
+    for (int t = 0; t < tokens_; ++t) {
+      for (int first = 0; first < rows; first += kStripRows) {
+        kernels_.sum_strip(buffers.acc + (t * kGroupTile + first) * kLanes, buffers.sums);
+        for (int r = 0; r < std::min(kStripRows, rows - first); ++r)
+          store(first_row + first + r, t, buffers.sums[r]);
+      }
     }
   }
 

@@ -52,6 +52,8 @@ struct LinearKernels {
   /// order of its own, for sum_strip. Prefetches. Returns how many values the strip had; reads up to
   /// kValueSlack halves past those.
   int64_t (&accumulate_strip)(const uint64_t* bitmaps, const Half* values, const float* x, float* acc);
+  /// Up to so many tokens are multiplied so, each anew.
+  int fused_tokens;
   void (&accumulate)(const AccumulateArgs& args);
   /// sums[r] = Σ acc[r][lane], pairwise.
   void (&sum_lanes)(const float* acc, int rows, float* sums);

@@ -71,6 +71,7 @@ constinit const LinearKernels kPortableKernels = {"portable",
                                                   widen<Portable>,
                                                   decode_strip,
                                                   accumulate_strip<Portable, decode_strip>,
+                                                  1,
                                                   accumulate<Portable, 2, 1, 2>,
                                                   sum_lanes<Portable>,
                                                   sum_strip<Portable>};
