@@ -81,6 +81,8 @@ def main():
         "cpu": facts,
         "threads": len(os.sched_getaffinity(0)),
         "date": time.strftime("%Y-%m-%d"),
+        "commit": subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True,
+                                 text=True).stdout.strip(),
         "command": " ".join(["build/spinfer", *command]),
         "runs": args.runs,
         "load_average_before_each_run": loads,
