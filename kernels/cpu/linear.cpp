@@ -125,11 +125,11 @@ class PanelProduct {
       for (int strip = 0; strip < kGroupTile / kStripRows; ++strip, bitmaps += kStripRows) {
         float* acc = buffers.acc + strip * kStripRows * kLanes;
         if (tokens_ <= kernels_.fused_tokens) {
-          const Half* begin = value;
+          int64_t count = 0;
           for (int t = 0; t < tokens_; ++t)
-            value =
-                begin + kernels_.accumulate_strip(bitmaps, begin, x_ + t * x_stride_ + tile_col * kGroupTile,
-                                                  acc + t * kGroupTile * kLanes);
+            count = kernels_.accumulate_strip(bitmaps, value, x_ + t * x_stride_ + tile_col * kGroupTile,
+                                              acc + t * kGroupTile * kLanes);
+          value += count;
         } else {
           prefetch(bitmaps + kPrefetchBitmaps, kStripRows * sizeof(uint64_t));
           prefetch(value + kPrefetchValues, size_t(ahead) * sizeof(Half));

@@ -75,7 +75,7 @@ constinit const LinearKernels kAvx2Kernels = {"avx2",
                                               widen<Avx2>,
                                               decode_strip,
                                               accumulate_strip<Avx2, decode_strip>,
-                                              1,
+                                              /*fused_tokens=*/1,
                                               accumulate<Avx2, 2, 2, 4>,
                                               sum_lanes<Avx2>,
                                               sum_strip<Avx2>};

@@ -70,7 +70,9 @@ inline __mmask32 load_mask(const uint64_t* bitmap, int half) {
 // A round trip through the L1 cache instead of the extractions was no faster.
 int64_t accumulate_strip(const uint64_t* bitmaps, const Half* values, const float* x, float* acc) {
   const Half* value = values;
-  __m512 sums[16];  // in registers: all loops over them are unrolled, or GCC stores each after each use
+  // All loops over the sums are unrolled: otherwise GCC stores each after each use (4096×11008, 50 %, two
+  // cores of an AMD EPYC: 2112 instead of 1652 µs).
+  __m512 sums[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) sums[i] = _mm512_loadu_ps(acc + i * kLanes);
   for (int tc_tile = 0; tc_tile < 4; ++tc_tile) {
@@ -107,8 +109,8 @@ void sum_strip(const float* acc, float* sums) {
   }
 }
 
-/// Two tokens: a tenth faster than by way of the L1 cache, three are slower (4096×4096 and 4096×11008, two
-/// cores of an AMD EPYC).
+/// Two tokens: a tenth faster so than by way of the L1 cache, 1.11 instead of 1.03 times as fast as dense
+/// (cpu_linear_tokens_amd_epyc.json and the one before it).
 constexpr int kFusedTokens = 2;
 
 }  // namespace

@@ -67,13 +67,10 @@ int64_t decode_strip(const uint64_t* bitmaps, const Half* values, Half* panels) 
 
 }  // namespace
 
-constinit const LinearKernels kPortableKernels = {"portable",
-                                                  widen<Portable>,
-                                                  decode_strip,
-                                                  accumulate_strip<Portable, decode_strip>,
-                                                  1,
-                                                  accumulate<Portable, 2, 1, 2>,
-                                                  sum_lanes<Portable>,
-                                                  sum_strip<Portable>};
+constinit const LinearKernels kPortableKernels = {
+    "portable",          widen<Portable>,
+    decode_strip,        accumulate_strip<Portable, decode_strip>,
+    /*fused_tokens=*/1,  accumulate<Portable, 2, 1, 2>,
+    sum_lanes<Portable>, sum_strip<Portable>};
 
 }  // namespace spinfer::cpu

@@ -30,8 +30,9 @@ int most_chunk_blocks(double density) {
 
 /// How much later than most a thread block is done with the same work, in blocks of columns (half a
 /// microsecond each): they start one after the other, and the last ask for their first pieces when memory is
-/// busiest. (12288×4096, 60 %, n = 16, µs by twelves of the blocks: 14.5, 14.5, 14.6, 14.6, 14.7, 14.8, 14.8,
-/// 14.9, 15.0, 15.0, 15.3, the very last 16.3: "late_blocks" in h200_decode_steps.json.)
+/// busiest. (12288×4096, 60 %, n = 16, all multiplied, µs after the end of the launch before, by twelves of
+/// the blocks: 14.5, 14.5, 14.6, 14.6, 14.7, 14.8, 14.8, 14.9, 15.0, 15.0, 15.3, the very last 16.3:
+/// "late_blocks" in h200_decode_steps.json.)
 double lateness(int block, int grid) {
   if (block + 1 == grid) return 3.2;
   const double place = double(block) / grid;

@@ -33,7 +33,7 @@ int plan_strip_chunks(int64_t m, int64_t k, double density, const GpuFacts& gpu)
 /// none.
 int refine_strip_chunks(const StripShape& shape);
 
-/// How one problem runs. Blocks take even runs of units: team by team, chunk by chunk.
+/// How one problem runs. Blocks take runs of units, team by team, chunk by chunk (spmm_split.h).
 struct SpmmPlan {
   int n_tile = 8;  ///< columns of the accumulators: 8, 16, 32, 64 or 96
   int64_t teams = 1;

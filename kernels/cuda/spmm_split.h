@@ -29,7 +29,7 @@ struct FastDivisor {
   }
 };
 
-/// The work of one launch. units < 2^32.
+/// The work of one launch. 1 ≤ units < 2^31.
 struct SpmmSplit {
   int units;   ///< teams · chunks
   int chunks;  ///< of a strip

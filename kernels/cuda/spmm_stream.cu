@@ -115,14 +115,19 @@
 //   tokens of LLaMA-2-7B 2.58 / 2.90 → 2.64 / 3.11 ms: to look at 16 tokens' values once takes a microsecond
 //   X of few tokens by copies of 16 bytes instead of a bulk copy a token (12288×4096, 50 %, n = 8 and 16):
 //   18.3 and 19.9 → 18.1 and 19.5
-//   From here on "late_blocks" in that file, 60 %. Of 132 thread blocks one of the last twelve was done last
-//   in eight launches of ten, 1.8 µs after the mean: shorter runs for those (12288×4096, n = 8 and 16: 16.6
-//   and 18.6 → 16.3 and 18.4; LLaMA-2-7B's step of 16 tokens 2.94 → 2.87 ms) runs of blocks of columns, which
-//   begin inside chunks: even, but a chunk more each, and entering one takes .27 µs: 18.6 → 19.0, with
-//   shorter last ones 19.7 all pieces at once, or two, for the blocks that start last: slower by up to 4 and
-//   1 % records brought by the warp that prepares the ends: 1 % faster on small matrices, slower on large
-//   ones sums that a block adds up itself left in shared memory: n = 64 1 to 2 % faster, n ≤ 32 up to 1 %
-//   slower biases, gains and residuals asked for before the sums are waited for: steps 0 to .5 % shorter
+//   from here on "late_blocks" in that file, 60 %. Of 132 thread blocks one of the last twelve was done last
+//   in eight launches of ten, 1.8 µs after the mean: shorter runs for those. 12288×4096, n = 8 and 16: 16.6
+//   and 18.6 → 16.3 and 18.4; a step of 16 tokens of LLaMA-2-7B 2.94 → 2.87 ms. (12288×4096, n = 32: 1 %
+//   slower; 4096×4096, n = 8 and 16: 2 and 1 %, perhaps as its last team has 12 owners now, two rounds)
+//   runs of blocks of columns, which begin inside chunks: even, but a chunk more each, and entering one
+//   takes .27 µs: 18.6 → 19.0 (chunks of 7 blocks) or 18.7 (of 6), with shorter last ones 19.7
+//   all pieces at once, or two, for the blocks that start last: slower by up to 5 and 1 %
+//   records brought by the warp that prepares the ends, in turn, asleep at their barriers: 4096×4096 and
+//   5120×5120 1 to 2 % faster, the largest at n = 8 up to 1 % slower, steps of models the same; looking
+//   round every 100 ns the largest were 1.5 % slower. Chunks of 8 blocks at 60 %: within 1 %
+//   sums that a block adds up itself left in shared memory: n = 64 1 to 2 % faster, n ≤ 32 up to 2.6 % slower
+//   biases, gains and residuals asked for before the sums are waited for: steps up to .5 % shorter, one .4 %
+//   longer
 // Next: three warps a scheduler with a feeding warp (alone, they issue in 76 % of the loop's slots at n = 32,
 // but a sixth more instructions); one for rings and one for records, which may suit few tokens too; eight
 // warps that share a strip's columns, so that small matrices' sums meet in shared memory, with X for all

@@ -343,7 +343,8 @@ __device__ void end_run(const Problem& p, uint32_t x_scale, const TeamShare& t, 
                         float4* staging, int warp, int lane, const StripSums<kN>& acc) {
   leave<kN>(t.owners == 1 ? staging : partials_of<kN>(p, t.own_place, warp) + lane, acc);
   if (t.turns == 0) return;
-  // What comes from far is asked for before the sums are waited for: the residuals of the next kAhead turns.
+  // What comes from far is asked for before the sums are waited for: the residuals of the next kAhead turns
+  // (a gated problem has none).
   constexpr int kAhead = 2;
   const int strip = team * kSpmmWarps + warp;
   const RowOperands rows[kStripTiers] = {{p, top_row(p, strip, 0, lane)}, {p, top_row(p, strip, 1, lane)}};

@@ -88,10 +88,14 @@ TEST(LayoutPlanSplit, CutsSmallMatricesForTheirLongestRun) {
   }
 }
 
-/// By the mean length of a chunk 23 would be best; but their runs take 27.5 blocks of columns, those of
-/// 18 27.
+/// By the mean length of a chunk 23 would be best; but then the longest run is longer.
 TEST(LayoutPlanSplit, CountsTheBlocksOfTheLongestRun) {
   EXPECT_EQ(plan_strip_chunks(7168, 7168, 0.4, kH200), 18);
+}
+
+/// Eleven chunks make runs of four each, thirteen of five and, for the blocks that start last, four.
+TEST(LayoutPlanSplit, LeavesLateBlocksLess) {
+  EXPECT_EQ(plan_strip_chunks(12288, 4096, 0.4, kH200), 13);
 }
 
 TEST(SpmmPlan, TheSplitDoesNotDependOnTheTokens) {
