@@ -137,7 +137,8 @@ TENSOR_PARALLEL_MODELS = {"opt-30b": "OPT-30B", "opt-66b": "OPT-66B", "llama-2-7
 
 
 def cpu_linear():
-    rows = load("cpu_linear_amd_epyc.json")["summary"]
+    measured = load("cpu_linear_amd_epyc.json")
+    rows = measured["summary"]
     shapes = list(dict.fromkeys((row["m"], row["k"]) for row in rows))
     sparsities = sorted({row["sparsity"] for row in rows})
     lines = []
@@ -147,13 +148,15 @@ def cpu_linear():
                      [f"{of[0.5]['dense_gbps']:.1f} of {of[0.5]['read_gbps']:.1f}"])
     header = ["M×K", percent(sparsities[0]) + " zeros"] + [percent(s) for s in sparsities[1:]]
     runs = {}
-    for row in load("cpu_linear_amd_epyc.json")["raw"]:
+    for row in measured["raw"]:
         ratio = statistics.median(dense / us for us, dense in zip(row["us_batches"], row["dense_us_batches"]))
         runs.setdefault((row["m"], row["k"], row["sparsity"]), []).append(ratio)
     spread = max(max(of) / min(of) for of in runs.values())
-    earlier = [row["speedup_median_of_paired_batches"] for row in load("cpu_linear_intel_r_xeon_r_processor.json")["summary"]]
+    earlier = [row["speedup_median_of_paired_batches"]
+               for row in load("cpu_linear_intel_r_xeon_r_processor.json")["summary"]]
     return table(header + ["dense, GB/s of the read loop's"], lines) + "\n\n" + paragraph(
-        f"""The machine is shared: of the three runs of a cell the best ratio is up to {spread:.1f} times the worst. An earlier kernel was {min(earlier):.2f} to {times(max(earlier))} as fast as dense on two cores of an Intel Xeon
+        f"""The machine is shared: of the three runs of a cell the best ratio is up to {spread:.1f} times the
+        worst. An earlier kernel was {min(earlier):.2f} to {times(max(earlier))} as fast as dense on two cores of an Intel Xeon
         ({link("cpu_linear_intel_r_xeon_r_processor.json")}).""")
 
 

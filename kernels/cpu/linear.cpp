@@ -2,10 +2,10 @@
 //
 // Tokens are taken in panels, widened to fp32 once, that stay in the L2 cache while the weight passes.
 // Threads take units of rows: 64 (a row of GroupTiles) of a packed weight, 16 of a dense one. Within a unit:
-//   few tokens   packed: tile after tile, so bitmaps and values are read as two sequential streams; dense:
-//   whole rows many tokens  16 rows × 512 columns are decoded (or taken from the dense weight) and multiplied
-//   with all tokens of the
-//                panel while they are in the L1 cache
+//   few tokens    packed: tile after tile, so bitmaps and values are read as two sequential streams;
+//                 dense: whole rows
+//   many tokens   16 rows × 512 columns are decoded (or taken from the dense weight) and multiplied with all
+//                 tokens of the panel while they are in the L1 cache
 // Sums live in acc[token][row][16 lanes] between pieces, so the pieces do not change the order of addition.
 #include "kernels/cpu/linear.h"
 
@@ -121,7 +121,6 @@ class PanelProduct {
       const int64_t tile = tile_row * tile_cols + tile_col;
       const uint64_t* bitmaps = p.bitmaps + tile * kBitmapsPerGroupTile;
       const Half* value = values(p.offset(tile), p.offset(tile + 1), buffers);
-      const int64_t ahead = (p.offset(tile + 1) - p.offset(tile)) / 4;  // of values, about a strip
       for (int strip = 0; strip < kGroupTile / kStripRows; ++strip, bitmaps += kStripRows) {
         float* acc = buffers.acc + strip * kStripRows * kLanes;
         if (tokens_ <= kernels_.fused_tokens) {
@@ -131,6 +130,7 @@ class PanelProduct {
                                               acc + t * kGroupTile * kLanes);
           value += count;
         } else {
+          const int64_t ahead = (p.offset(tile + 1) - p.offset(tile)) / 4;  // of values, about a strip
           prefetch(bitmaps + kPrefetchBitmaps, kStripRows * sizeof(uint64_t));
           prefetch(value + kPrefetchValues, size_t(ahead) * sizeof(Half));
           value += kernels_.decode_strip(bitmaps, value, buffers.panels);

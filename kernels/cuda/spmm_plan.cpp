@@ -48,13 +48,13 @@ double time_of_runs(const StripShape& shape, const GpuFacts& gpu) {
     const int team = split.team_of(unit);
     return int64_t{team} * shape.blocks() + shape.block_begin(unit - team * shape.chunks);
   };
-  double longest = 0;
+  double last = 0;
   for (int block = 0; block < plan.grid; ++block) {
     const int begin = split.first_unit(block), end = split.first_unit(block + 1);
     const double blocks = double(blocks_before(end) - blocks_before(begin));
-    longest = std::max(longest, blocks + 0.5 * (end - begin) + lateness(block, plan.grid));
+    last = std::max(last, blocks + 0.5 * (end - begin) + lateness(block, plan.grid));
   }
-  return longest;
+  return last;
 }
 
 }  // namespace
