@@ -299,7 +299,7 @@ template <int kN>
 __device__ void add_up(const Problem& p, const TeamShare& t, uint32_t offsets, float4* staging, int warp,
                        int lane) {
   // A round takes most of a microsecond: all that few tokens need, and most teams' of more.
-  constexpr int kAtATime = kN <= 16 ? 10 : kN == 32 ? 12 : 18;
+  constexpr int kAtATime = kN <= 32 ? 12 : 18;
   char* const partials = reinterpret_cast<char*>(partials_of<kN>(p, 0, warp) + lane);
   float4 sum{};
   int owners = t.owners;  // of the item, still to come

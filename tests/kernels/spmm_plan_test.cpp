@@ -75,7 +75,8 @@ TEST(LayoutPlanSplit, BlocksHaveAboutTheSameWork) {
     const StripShape shape{m, k, plan_strip_chunks(m, k, 0.5, kH200)};
     const SpmmPlan plan = plan_spmm(shape, 8, kH200);
     const auto most = double((plan.units + plan.grid - 1) / plan.grid) * shape.blocks() / shape.chunks;
-    EXPECT_LT(most, 1.06 * double(plan.teams) * shape.blocks() / kH200.sm_count) << m << "×" << k;
+    // 5120×5120: a tenth longer, and no team ends inside a run
+    EXPECT_LT(most, 1.11 * double(plan.teams) * shape.blocks() / kH200.sm_count) << m << "×" << k;
   }
 }
 
@@ -88,9 +89,9 @@ TEST(LayoutPlanSplit, CutsSmallMatricesForTheirLongestRun) {
   }
 }
 
-/// By the mean length of a chunk 23 would be best; but then the longest run is longer.
-TEST(LayoutPlanSplit, CountsTheBlocksOfTheLongestRun) {
-  EXPECT_EQ(plan_strip_chunks(7168, 7168, 0.4, kH200), 18);
+/// Runs of two chunks: with thirteen chunks to a team they are shorter, but teams end inside them.
+TEST(LayoutPlanSplit, CountsTeamsThatEndInsideRuns) {
+  EXPECT_EQ(plan_strip_chunks(5120, 5120, 0.4, kH200), 12);
 }
 
 /// Eleven chunks make runs of four each, thirteen of five and, for the blocks that start last, four.
