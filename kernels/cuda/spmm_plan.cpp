@@ -32,7 +32,7 @@ int most_chunk_blocks(double density) {
 /// microsecond each): they start one after the other, and the last ask for their first pieces when memory is
 /// busiest. (12288×4096, 60 %, n = 16, all multiplied, µs after the end of the launch before, by twelves of
 /// the blocks: 14.5, 14.5, 14.6, 14.6, 14.7, 14.8, 14.8, 14.9, 15.0, 15.0, 15.3, the very last 16.3:
-/// "late_blocks" in h200_decode_steps.json. Six tenths of that are best, where a team's end counts too.)
+/// "late_blocks" in h200_decode_steps.json. Six tenths of that are best where a team's end counts too.)
 double lateness(int block, int grid) {
   if (block + 1 == grid) return 1.9;
   const double place = double(block) / grid;

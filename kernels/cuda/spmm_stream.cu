@@ -128,8 +128,8 @@
 //   sums that a block adds up itself left in shared memory: n = 64 1 to 2 % faster, n ≤ 32 up to 2.6 % slower
 //   biases, gains and residuals asked for before the sums are waited for: steps up to .5 % shorter, one .4 %
 //   longer
-//   twelve partial sums a round instead of ten for n ≤ 16, all of 4096×4096: n = 8 and 16 3 and 2 % faster.
-//   Cuts for which fewer teams end inside runs: 5120×5120 2 to 5 % faster
+//   from here on "cuts". Twelve partial sums a round instead of ten for n ≤ 16, all of 4096×4096: n = 8 and
+//   16 3 and 2 % faster. Cuts for which fewer teams end inside runs: 5120×5120 2 to 5 % faster
 //   cuts of each team's own, so that runs are as long as they should be: against those two, 4096×4096, n = 8
 //   and 16, 1 to 2 % faster, most others within 1 %, n = 32 up to 1 % slower, steps of models the same; the
 //   prefill kernel 10 % slower (22016×4096, 256 tokens) to 5 % faster. A loop of 408 instead of 432
