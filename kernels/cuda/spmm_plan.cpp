@@ -41,8 +41,8 @@ double lateness(int block, int grid) {
 
 /// When the last thread block is done, in blocks of columns. A chunk's fixed costs (record, deal, first
 /// loads) are half a block's: 0.2 to 0.3 µs. To end a team inside a run, leave its sums and begin the next
-/// takes a whole one's: with it 5120×5120 (50 to 70 %, n = 8, 16, 32) is cut so that it takes 3, 2 and 4 to
-/// 5 % less time, others as before.
+/// takes a whole one's: with it 5120×5120 (50 to 70 %, n = 8, 16, 32) is cut so that it takes 3, 1 to 2 and 4
+/// to 5 % less time; others measured stay within 1 %, but 28672×8192 (70 %, n = 8) takes 2.5 % more ("cuts").
 double time_of_runs(const StripShape& shape, const GpuFacts& gpu) {
   const SpmmPlan plan = plan_spmm(shape, 1, gpu);
   const auto split = SpmmSplit::of(plan.units, shape.chunks, plan.grid);

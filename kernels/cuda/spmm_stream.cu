@@ -118,7 +118,7 @@
 //   from here on "late_blocks" in that file, 60 %. Of 132 thread blocks one of the last twelve was done last
 //   in eight launches of ten, 1.8 µs after the mean: shorter runs for those. 12288×4096, n = 8 and 16: 16.6
 //   and 18.6 → 16.3 and 18.4; a step of 16 tokens of LLaMA-2-7B 2.94 → 2.87 ms. (12288×4096, n = 32: 1 %
-//   slower; 4096×4096, n = 8 and 16: 2 and 1 %, perhaps as its last team has 12 owners now, two rounds)
+//   slower; 4096×4096, n = 8 and 16: 2 and 1 %, as its last team had 12 owners then, two rounds)
 //   runs of blocks of columns, which begin inside chunks: even, but a chunk more each, and entering one
 //   takes .27 µs: 18.6 → 19.0 (chunks of 7 blocks) or 18.7 (of 6), with shorter last ones 19.7
 //   all pieces at once, or two, for the blocks that start last: slower by up to 5 and 1 %
@@ -129,12 +129,12 @@
 //   biases, gains and residuals asked for before the sums are waited for: steps up to .5 % shorter, one .4 %
 //   longer
 //   from here on "cuts". Twelve partial sums a round instead of ten for n ≤ 16, all of 4096×4096: n = 8 and
-//   16 3 and 2 % faster. Cuts for which fewer teams end inside runs: 5120×5120 2 to 5 % faster. Up to four
-//   chunks more or fewer: nowhere faster by more than 3 %
+//   16 3 and 2 % faster (50 and 60 %). Cuts for which fewer teams end inside runs: 5120×5120 1 to 5 % faster.
+//   Up to four chunks more or fewer: nowhere faster by more than 3 %
 //   cuts of each team's own, so that runs are as long as they should be: against those two, 4096×4096, n = 8
-//   and 16, 1 to 2 % faster, most others within 1 %, n = 32 up to 1 % slower, steps of models the same; the
-//   prefill kernel 10 % slower (22016×4096, 256 tokens) to 5 % faster. A loop of 408 instead of 432
-//   instructions, as heads said how long the next chunk is, made no difference
+//   and 16, 1 to 2 % faster, most others within 1 %, n = 32 slower, by up to 1 % and 5120×5120 by 3 %. Steps
+//   of LLaMA-2-7B of 8 and 16 tokens as before all this, of 32 1 % longer. The prefill kernel with them
+//   (dealt by blocks of columns) 10 % slower (22016×4096, 256 tokens) to 5 % faster
 // Next: three warps a scheduler with a feeding warp (alone, they issue in 76 % of the loop's slots at n = 32,
 // but a sixth more instructions); one for rings and one for records, which may suit few tokens too; eight
 // warps that share a strip's columns, so that small matrices' sums meet in shared memory, with X for all
