@@ -76,7 +76,8 @@ TEST(LayoutPlanSplit, BlocksHaveAboutTheSameWork) {
     const SpmmPlan plan = plan_spmm(shape, 8, kH200);
     const auto most = double((plan.units + plan.grid - 1) / plan.grid) * shape.blocks() / shape.chunks;
     // 5120×5120: a tenth longer, and no team ends inside a run
-    EXPECT_LT(most, 1.11 * double(plan.teams) * shape.blocks() / kH200.sm_count) << m << "×" << k;
+    const double longer = m == 5120 ? 1.11 : 1.06;
+    EXPECT_LT(most, longer * double(plan.teams) * shape.blocks() / kH200.sm_count) << m << "×" << k;
   }
 }
 
@@ -87,6 +88,11 @@ TEST(LayoutPlanSplit, CutsSmallMatricesForTheirLongestRun) {
     const SpmmPlan plan = plan_spmm(shape, 8, kH200);
     EXPECT_LE((plan.units + plan.grid - 1) / plan.grid * shape.max_chunk_blocks(), 8) << density;
   }
+}
+
+/// By the mean length of a chunk 17 would be best; but then the longest run is longer.
+TEST(LayoutPlanSplit, CountsTheBlocksOfTheLongestRun) {
+  EXPECT_EQ(plan_strip_chunks(13824, 5120, 0.5, kH200), 14);
 }
 
 /// Runs of two chunks: with thirteen chunks to a team they are shorter, but teams end inside them.
