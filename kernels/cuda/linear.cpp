@@ -125,13 +125,12 @@ void add_bias(Context& context, LinearWeight& weight, const Half* bias) {
 }  // namespace
 
 LinearProblem problem_of(const Linear& weight, int n) {
-  LinearProblem problem{weight.m, weight.k, n, weight.is_dense(), weight.packed.bitmaps != nullptr};
-  if (const StripStream* streams = streams_of(weight)) {
-    problem.streams = true;
-    problem.chunks = streams->view.shape.chunks;
-    problem.max_chunk_rows = streams->view.max_chunk_rows;
-  }
-  return problem;
+  return {.m = weight.m,
+          .k = weight.k,
+          .n = n,
+          .dense = weight.is_dense(),
+          .canonical = weight.packed.bitmaps != nullptr,
+          .streams = streams_of(weight) != nullptr};
 }
 
 LinearWeight prepare_packed(Context& context, DeviceTcaBme matrix, const Half* bias, PackedOptions options) {

@@ -14,15 +14,9 @@ namespace {
 /// / 70 % zeros on an H200, geometric mean of nine large matrices
 /// (scripts/results/h200_linear_prefill.json):
 ///   tokens       128          256          512          1024         2048
-///   fused    .78 .78 .77  .78 .81 .83  .74 .77 .81  .75 .78 .81  .75 .78 .81
-///   scratch  .37 .39 .40  .47 .48 .50  .63 .64 .65  .77 .78 .79  .87 .87 .87
-/// More than 768 tokens take the fused kernel as long as 1024. At 1024 and 60 % zeros neither is ahead, in
-/// whole models too (h200_prefill_steps.json, "models"). A chunk's rows tell how dense it is, 12 a block at
-/// 50 % zeros, 9 at 60 %, 7 at 70 %.
-int fused_tokens(const LinearProblem& p) {
-  const int blocks = StripShape{p.m, p.k, p.chunks}.max_chunk_blocks();
-  return p.max_chunk_rows > 8 * blocks ? 768 : 1024;
-}
+///   fused    TABLE
+///   scratch  TABLE
+constexpr int kFusedTokens = 1024;
 
 }  // namespace
 
@@ -54,7 +48,7 @@ bool can_run(LinearKernel kernel, const LinearProblem& p, const GpuFacts& gpu) {
     case LinearKernel::stream:
       return hopper && p.streams && p.n <= kStreamMaxTokens;
     case LinearKernel::fused:
-      return hopper && p.streams && plan_prefill({p.m, p.k, p.chunks}, p.max_chunk_rows, p.n, gpu).runs();
+      return hopper && p.streams;
   }
   return false;
 }
@@ -64,9 +58,9 @@ LinearKernel choose_linear_kernel(const LinearProblem& p, const GpuFacts& gpu) {
   constexpr LinearKernel kMore[] = {LinearKernel::dense, LinearKernel::stream, LinearKernel::fused,
                                     LinearKernel::scratch};
   constexpr LinearKernel kMany[] = {LinearKernel::dense, LinearKernel::scratch, LinearKernel::fused};
-  const std::span<const LinearKernel> kinds = p.n <= kDecodeTokens     ? std::span<const LinearKernel>(kFew)
-                                              : p.n <= fused_tokens(p) ? std::span<const LinearKernel>(kMore)
-                                                                       : std::span<const LinearKernel>(kMany);
+  const std::span<const LinearKernel> kinds = p.n <= kDecodeTokens  ? std::span<const LinearKernel>(kFew)
+                                              : p.n <= kFusedTokens ? std::span<const LinearKernel>(kMore)
+                                                                    : std::span<const LinearKernel>(kMany);
   for (const LinearKernel kernel : kinds)
     if (can_run(kernel, p, gpu)) return kernel;
   fail("linear {}×{}: the weight has no arrays that a kernel of this device reads", p.m, p.k);

@@ -25,8 +25,6 @@ struct LinearProblem {
   bool dense = false;
   bool canonical = false;  ///< the TCA-BME arrays are on the device
   bool streams = false;    ///< the strip streams are
-  int chunks = 1;          ///< per strip, of the streams
-  int max_chunk_rows = 0;  ///< of the streams
 };
 
 /// False where this build has no sm_90a code.

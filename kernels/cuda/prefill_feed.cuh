@@ -9,80 +9,141 @@
 
 namespace spinfer::cuda::prefill {
 
-/// A lane's strip: its chunks, in the order they are multiplied. Where a chunk's rows lie is read from its
-/// record while its slot is still in use. Lanes beyond the block's strips, and strips beyond the matrix, have
-/// nothing to fetch but keep step.
-class ChunkFeed {
+/// A strip of a block, segment after segment; those in which it does not exist are left out.
+class StripWalk {
  public:
-  __device__ ChunkFeed(const Problem& p, const SharedMap& map, int cluster, int block, int strip)
-      : p_(p), map_(map), schedule_(p, cluster), block_(block), strip_(strip) {
-    // Read once, or again soon by the clusters with the other tokens.
-    policy_ = p.tiles_n == 1 ? ptx::evict_first_policy() : ptx::evict_normal_policy();
-  }
-
-  /// Goes to the next chunk; false behind the last.
-  __device__ bool advance() {
-    if (chunk_ + 1 >= segment_.end) {
-      if (!schedule_.next(segment_)) return false;
-      chunk_ = segment_.begin - 1;
-      const int rows = row_group(p_, segment_.tile, block_, strip_ / kGroupStrips);
-      mine_ = strip_ < p_.groups * kGroupStrips && has_rows(p_, rows);
-      if (mine_) {
-        const int64_t strip = int64_t(rows) * kGroupStrips + strip_ % kGroupStrips;
-        strip_records_ = p_.w.records + strip * p_.record_bytes;
-        strip_values_ = p_.w.values + int64_t(p_.w.places[strip].row) * kTrackRowBytes;
-      }
+  __device__ StripWalk(const Problem& p, int cluster, int block, int strip)
+      : p_(p), schedule_(p, cluster), block_(block), strip_(strip) {}
+  /// False behind the last segment.
+  __device__ bool next(Segment& segment, int64_t& strip) {
+    while (strip_ < p_.groups * kGroupStrips && schedule_.next(segment)) {
+      const int rows = row_group(p_, segment.tile, block_, strip_ / kGroupStrips);
+      strip = int64_t(rows) * kGroupStrips + strip_ % kGroupStrips;
+      if (has_rows(p_, rows)) return true;
     }
-    ++chunk_;
-    if (!mine_) return true;
-    const int begin = block_begin(p_, chunk_);
-    record_bytes_ = uint32_t(prefill_slot_bytes(block_begin(p_, chunk_ + 1) - begin, 0));
-    record_ = strip_records_ + chunk_ * int(sizeof(ChunkHead)) + int64_t(begin) * kMaskRowBytes;
-    const auto* head = reinterpret_cast<const ChunkHead*>(record_);
-    first_row_ = __ldg(&head->first_row);
-    row_count_ = __ldg(&head->rows);
-    return true;
-  }
-
-  /// Fetches the chunk as soon as its slot is empty.
-  __device__ void fetch() {
-    if (!mine_) return;
-    const uint8_t* rows = strip_values_ + uint64_t(first_row_) * kTrackRowBytes;
-    const uint32_t row_bytes = row_count_ * kTrackRowBytes;
-    const uint32_t slot = map_.slot(strip_, ring_.stage), full = map_.chunk_full(strip_, ring_.stage);
-    ptx::barrier_wait(map_.chunk_empty(strip_, ring_.stage), ring_.phase ^ 1);
-    ptx::barrier_arrive_expect(full, record_bytes_ + row_bytes);
-    ptx::copy_bulk(slot, record_, record_bytes_, full, policy_);
-    if (row_bytes) ptx::copy_bulk(slot + record_bytes_, rows, row_bytes, full, policy_);
-    ring_.advance(kPrefillSlots);
+    return false;
   }
 
  private:
   const Problem& p_;
-  const SharedMap& map_;
   Schedule schedule_;
   int block_, strip_;
-  uint64_t policy_;
-  Segment segment_;
-  Ring ring_;
-  bool mine_ = false;
-  int chunk_ = 0;
-  const uint8_t* strip_records_ = nullptr;
-  const uint8_t* strip_values_ = nullptr;
-  const uint8_t* record_ = nullptr;
-  uint32_t record_bytes_ = 0, first_row_ = 0, row_count_ = 0;
 };
 
-/// One warp: the chunks of the block's strips, a lane a strip.
-__device__ inline void feed_chunks(const Problem& p, const SharedMap& map, int cluster, int block) {
-  ChunkFeed chunks(p, map, cluster, block, int(threadIdx.x % 32));
-  while (chunks.advance()) chunks.fetch();
+__device__ inline const uint8_t* record_of(const Problem& p, int64_t strip, int chunk) {
+  return p.w.records + strip * p.record_bytes + chunk * int(sizeof(ChunkHead)) +
+         int64_t(block_begin(p, chunk)) * kMaskRowBytes;
+}
+
+/// The pieces of a strip's segments, one after the other, into its ring. A segment's chunks need those from
+/// its first chunk's first one until the last that its chunks and the ones before need.
+class PieceFeed {
+ public:
+  __device__ PieceFeed(const Problem& p, const SharedMap& map, int cluster, int block, int strip)
+      : p_(p), walk_(p, cluster, block, strip) {
+    look_ahead();
+    next_segment();
+  }
+  __device__ bool more() const { return left_ > 0; }
+  /// Brings the next piece if its slot is free.
+  __device__ bool bring(const SharedMap& map, int strip, uint64_t policy) {
+    const uint32_t slot = brought_ % kRingPieces;
+    if (!ptx::barrier_test(map.piece_empty(strip) + 8 * slot, (brought_ / kRingPieces & 1) ^ 1)) return false;
+    const uint32_t full = map.piece_full(strip) + 8 * slot;
+    // Into the last slot a row more: the ring's last row repeats its first.
+    const uint32_t bytes = slot == kRingPieces - 1 ? kPieceBytes + kTrackRowBytes : kPieceBytes;
+    ptx::barrier_arrive_expect(full, bytes);
+    ptx::copy_bulk(map.ring(strip) + slot * kPieceBytes, from_, bytes, full, policy);
+    ++brought_;
+    from_ += kPieceBytes;
+    if (--left_ == 0) next_segment();
+    return true;
+  }
+
+ private:
+  __device__ void next_segment() {
+    from_ = next_from_;
+    left_ = next_left_;
+    if (left_ > 0) look_ahead();
+  }
+  /// Looks up where the next segment's pieces lie.
+  __device__ void look_ahead() {
+    Segment segment;
+    int64_t strip;
+    next_left_ = 0;
+    if (!walk_.next(segment, strip)) return;
+    const auto head_of = [&](int chunk) {
+      return reinterpret_cast<const ChunkHead*>(record_of(p_, strip, chunk));
+    };
+    const StripPlace place = p_.w.places[strip];
+    const uint32_t first = head_of(segment.begin)->first_row / kPieceRows;
+    uint32_t end = place.pieces;
+    if (segment.end < p_.w.shape.chunks) {
+      const ChunkHead* after = head_of(segment.end);
+      end = after->first_row / kPieceRows + (after->waits >> 4);
+    }
+    next_from_ = p_.w.values + (int64_t(place.row) + first * kPieceRows) * kTrackRowBytes;
+    next_left_ = end - first;
+  }
+
+  const Problem& p_;
+  StripWalk walk_;
+  uint32_t brought_ = 0;
+  const uint8_t *from_ = nullptr, *next_from_ = nullptr;
+  uint32_t left_ = 0, next_left_ = 0;  ///< a segment needs one at least
+};
+
+/// Its records.
+class RecordFeed {
+ public:
+  __device__ RecordFeed(const Problem& p, int cluster, int block, int strip)
+      : p_(p), walk_(p, cluster, block, strip) {
+    more_ = walk_.next(segment_, strip_);
+  }
+  __device__ bool more() const { return more_; }
+  __device__ bool bring(const SharedMap& map, int strip, uint64_t policy) {
+    const uint32_t slot = brought_ % 2;
+    if (!ptx::barrier_test(map.record_empty(strip) + 8 * slot, (brought_ / 2 & 1) ^ 1)) return false;
+    const int chunk = segment_.begin, blocks = block_begin(p_, chunk + 1) - block_begin(p_, chunk);
+    const uint32_t full = map.record_full(strip) + 8 * slot;
+    const uint32_t bytes = uint32_t(sizeof(ChunkHead)) + uint32_t(blocks) * kMaskRowBytes;
+    ptx::barrier_arrive_expect(full, bytes);
+    ptx::copy_bulk(map.record(strip, slot), record_of(p_, strip_, chunk), bytes, full, policy);
+    ++brought_;
+    if (++segment_.begin == segment_.end) more_ = walk_.next(segment_, strip_);
+    return true;
+  }
+
+ private:
+  const Problem& p_;
+  StripWalk walk_;
+  Segment segment_;  ///< what is left of it
+  int64_t strip_ = 0;
+  uint32_t brought_ = 0;
+  bool more_;
+};
+
+/// One warp: a lane brings the pieces of one of the block's strips, another its records.
+__device__ inline void feed_strips(const Problem& p, const SharedMap& map, int cluster, int block) {
+  constexpr int kLanes = 16;
+  const int lane = int(threadIdx.x % 32), strip = lane % kLanes;
+  static_assert(kPrefillMaxGroups * kGroupStrips <= kLanes);
+  // Read once, or again soon by the clusters with the other tokens.
+  const uint64_t policy = p.tiles_n == 1 ? ptx::evict_first_policy() : ptx::evict_normal_policy();
+  PieceFeed pieces(p, map, cluster, block, lane < kLanes ? strip : INT32_MAX);
+  RecordFeed records(p, cluster, block, lane < kLanes ? INT32_MAX : strip);
+  while (__any_sync(~0u, pieces.more() || records.more())) {
+    bool brought = false;
+    if (pieces.more()) brought = pieces.bring(map, strip, policy);
+    if (records.more()) brought = records.bring(map, strip, policy);
+    if (!__any_sync(~0u, brought)) __nanosleep(250);
+  }
 }
 
 /// One thread: this block's half of every X tile, multicast to both blocks of the cluster.
-template <int kN, int kStages>
+template <int kN>
 __device__ void feed_x(const Problem& p, const SharedMap& map, const CUtensorMap* x, int cluster, int block) {
-  constexpr int kHalf = kN / kPrefillClusterBlocks;
+  constexpr int kHalf = kN / kPrefillClusterBlocks, kStages = prefill_stages(kN);
   Schedule schedule(p, cluster);
   Segment segment;
   uint32_t phase = 0;
@@ -93,7 +154,7 @@ __device__ void feed_x(const Problem& p, const SharedMap& map, const CUtensorMap
     const int end = block_begin(p, segment.end) * kBlockColumns;
     while (column < end) {
 #pragma unroll 1
-      for (int stage = 0; stage < kStages; ++stage, column += kPrefillStageColumns) {
+      for (int stage = 0; stage < kStages; ++stage, column += kBlockColumns) {
         ptx::barrier_wait(map.x_empty(stage), phase ^ 1);
         if (column >= end) {  // a segment ends where the ring does
           ptx::barrier_arrive(map.x_full(stage));

@@ -10,7 +10,6 @@
 #include "kernels/cuda/epilogue.cuh"
 #include "kernels/cuda/prefill_tile.h"
 #include "kernels/cuda/ptx.cuh"
-#include "kernels/cuda/strip_decoder.cuh"
 
 namespace spinfer::cuda::prefill {
 
@@ -23,11 +22,10 @@ struct Problem {
   int units, extra_units;   ///< stream tiles' chunks a cluster has; the first `extra_units` have one more
   int blocks;               ///< of a chunk, rounded down
   uint32_t block_fraction;  ///< what that leaves out, in 2^-32 of a block, rounded up
-  int slot_bytes;
-  int64_t record_bytes;  ///< of a strip
-  bool quads;            ///< rows of y and of the residual are 8-byte aligned, m is a multiple of 4
-  float* partials;       ///< [cluster][block][warpgroup][64 · n_tile]
-  int* flags;            ///< [cluster][block][warpgroup], zero between launches: 1 = partial sums are there
+  int64_t record_bytes;     ///< of a strip
+  bool quads;               ///< rows of y and of the residual are 8-byte aligned, m is a multiple of 4
+  float* partials;          ///< [cluster][block][warpgroup][64 · n_tile]
+  int* flags;  ///< [cluster][block][warpgroup], zero between launches: 1 = partial sums are there
   __half* y;
   Epilogue epilogue;
 };
@@ -100,40 +98,38 @@ __device__ inline uint32_t uniform(uint32_t value) {
 
 /// Where things lie in this block's shared memory, as shared addresses.
 struct SharedMap {
-  uint32_t x, barriers, slots, slot_bytes;
+  uint32_t x, barriers;
 
-  template <int kN, int kStages>
-  __device__ static SharedMap make(const unsigned char* base, const Problem& p) {
+  template <int kN>
+  __device__ static SharedMap make(const unsigned char* base) {
     const uint32_t x = uniform(ptx::shared_address(base));
-    const uint32_t barriers = x + uint32_t(kStages * prefill_stage_bytes(kN));
-    return {x, barriers, barriers + uint32_t(sizeof(PrefillBarriers)), uint32_t(p.slot_bytes)};
+    return {x, x + uint32_t(prefill_stages(kN) * prefill_stage_bytes(kN))};
   }
   __device__ uint32_t x_full(int stage) const { return at(offsetof(PrefillBarriers, x_full), stage); }
   __device__ uint32_t x_empty(int stage) const { return at(offsetof(PrefillBarriers, x_empty), stage); }
-  __device__ uint32_t chunk_full(int strip, int slot) const {
-    return at(offsetof(PrefillBarriers, chunk_full), strip * kPrefillSlots + slot);
+  /// The first of a strip's kRingPieces, then of its two.
+  __device__ uint32_t piece_full(int strip) const {
+    return at(offsetof(PrefillBarriers, piece_full), strip * kRingPieces);
   }
-  __device__ uint32_t chunk_empty(int strip, int slot) const {
-    return at(offsetof(PrefillBarriers, chunk_empty), strip * kPrefillSlots + slot);
+  __device__ uint32_t piece_empty(int strip) const {
+    return at(offsetof(PrefillBarriers, piece_empty), strip * kRingPieces);
   }
-  __device__ uint32_t slot(int strip, int slot) const {
-    return slots + uint32_t(strip * kPrefillSlots + slot) * slot_bytes;
+  __device__ uint32_t record_full(int strip) const {
+    return at(offsetof(PrefillBarriers, record_full), strip * 2);
+  }
+  __device__ uint32_t record_empty(int strip) const {
+    return at(offsetof(PrefillBarriers, record_empty), strip * 2);
+  }
+  __device__ uint32_t ring(int strip) const {
+    return barriers + uint32_t(sizeof(PrefillBarriers)) + uint32_t(strip) * uint32_t(sizeof(PrefillStrip));
+  }
+  __device__ uint32_t record(int strip, uint32_t slot) const {
+    return ring(strip) + uint32_t(offsetof(PrefillStrip, record)) +
+           slot * uint32_t(sizeof(PrefillStrip::record[0]));
   }
 
  private:
   __device__ uint32_t at(size_t array, int i) const { return barriers + uint32_t(array) + uint32_t(i) * 8; }
-};
-
-/// A position in a ring of stages or slots, and the parity of its turn.
-struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ void advance(int size) {
-    if (++stage == size) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
 };
 
 }  // namespace spinfer::cuda::prefill

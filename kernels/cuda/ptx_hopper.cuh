@@ -185,15 +185,6 @@ __device__ inline uint64_t swizzled_operand(uint32_t operand_address) {
   return descriptor;
 }
 
-/// The same for rows of 32 halves (64 bytes), 64-byte swizzle, 8 rows 512 bytes. The address is 512-byte
-/// aligned, plus 32·i.
-__device__ inline uint64_t narrow_operand(uint32_t operand_address) {
-  constexpr uint32_t kStride = 512 / 16, kSwizzle64 = 2u << 30;
-  uint64_t descriptor;
-  asm("mov.b64 %0, {%1, %2};" : "=l"(descriptor) : "r"(operand_address), "n"(kStride | kSwizzle64));
-  return descriptor;
-}
-
 /// d (64×N, fp32; N/2 registers a lane) += a (64×16 fp16, a warp has 16 rows) · b (16×N fp16, shared memory).
 template <int kN>
 __device__ inline void wgmma(float (&d)[kN / 2], const uint32_t* a, uint64_t b);

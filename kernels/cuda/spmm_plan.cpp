@@ -21,9 +21,8 @@ double fewest_chunk_blocks(double density) {
   return density > 0.55 ? 4.6 : density > 0.35 ? 4 : 6;
 }
 
-/// Blocks a chunk may have, so that the prefill kernel has room for two of a strip: its chunks stay below
-/// some 20 KB (from 45 % zeros on). Longer ones gained the decode kernel nothing when its strips had 16 rows
-/// (12288×12288, n = 8, µs with 5 / 6 / 8 blocks: 49.8 / 48.8 / 49.5 at 50 %).
+/// Blocks a chunk may have. Longer ones gained nothing when strips had 16 rows (12288×12288, n = 8, µs with 5
+/// / 6 / 8 blocks: 49.8 / 48.8 / 49.5 at 50 %), and at 60 % with 32 (h200_decode_steps.json, "late_blocks").
 int most_chunk_blocks(double density) {
   return density > 0.45 ? 6 : density > 0.35 ? 7 : kMaxChunkBlocks;
 }

@@ -1,40 +1,46 @@
 // Fused prefill SpMM for Hopper: y[n][m] = act(W·x + b) + residual for many tokens, W as strip streams.
 //
-// Contract   any m, k, n ≥ 1 for which `plan_prefill` finds room; fp16 in and out, fp32 accumulation; the
-//            reduction order is fixed by (m, k, n, GPU): bitwise the same from run to run.
+// Contract   any m, k, n ≥ 1; fp16 in and out, fp32 accumulation; the reduction order is fixed by (m, k, n,
+//            GPU): bitwise the same from run to run.
 // Why        decoding to a dense scratch first writes and reads 2·m·k bytes more. Here a lane's decoded
 //            registers are wgmma's A operand as they are (the fragment of mma.m16n8k16 per warp), so the
 //            dense weights never exist outside registers.
-// Grid       clusters of two blocks, one block an SM: a warpgroup that brings what kGroups others multiply. A
-//            cluster's tile is 128·kGroups rows × n_tile tokens: warpgroup w of block b owns rows
-//            64·(kGroups·b + w) … +64, two strips, its warp i tier i % 2 of strip i / 2 (rows 16·i … +16
-//            unless the matrix is paired).
+// Grid       clusters of two blocks, one block an SM: a warpgroup that brings what the others multiply, two
+//            for tiles of 256 tokens, three for 128 (groups below). A cluster's tile is 128·groups rows ×
+//            n_tile tokens: warpgroup w of block b owns rows 64·(groups·b + w) … +64, two strips, its warp i
+//            tier i % 2 of strip i / 2 (rows 16·i … +16 unless the matrix is paired).
 // Step       32 columns: two TCTiles a warp are assembled, the values of the next two asked for, and two
 //            wgmmas of 16 columns issued; then the step before must be done. The ring of X stages is
 //            unrolled, so that stages, barriers and operand descriptors are constants or uniform registers; a
 //            segment takes whole rounds of it (the last stages may be empty). A warp goes on to its next
 //            chunk in the middle of this: nothing is drained between chunks.
-// X          warp 0: n_tile × 32 columns a stage, 64-byte swizzle, by TMA; each block loads half of the
+// X          warp 0: n_tile × 64 columns a stage, 128-byte swizzle, by TMA; each block loads half of the
 //            tokens and multicasts them to both, which halves the traffic of the L2.
-// W          lane i of warp 1: the chunks of strip i, record and rows by one bulk copy each, a chunk ahead
-//            (kPrefillSlots).
+// W          warp 1, a lane a strip: pieces of 16 rows by bulk copies into the strip's ring, as the heads'
+// events
+//            say when they come and go; another lane the records. As in the decode kernel (spmm_stream.cu),
+//            but both tiers' warps must have let a piece go.
 // Tiles      the last tiles (about one and a half a cluster) are dealt chunk by chunk (stream-K): the cluster
 //            with a tile's first chunk adds the others' fp32 partial sums in cluster order and stores. The
 //            rest come whole. An idle warp raises the flags of partial sums.
-// Shared     [X stages][PrefillBarriers][chunk slots: strip, slot] (prefill_tile.h), sizes from the plan.
+// Shared     [X stages][PrefillBarriers][PrefillStrip of each strip] (prefill_tile.h).
 // Roofline   a step of two warpgroups takes 2·n_tile clocks of the tensor cores. A wgmma with its operand in
 //            registers holds its warp until the one before has ended, so decoding overlaps only with the
-//            other warpgroups' multiplications: a warpgroup's step lasts as long as its decoding (about 180
-//            clocks), its own wgmmas and some 140 clocks of starting and waiting. The GPU is at its power
-//            limit all the while, dense or not, at about 1.45 of 1.98 GHz.
-// Measured   scripts/results/h200_linear_prefill.json, the table in linear_plan.cpp. Where the time goes at
-//            12288², 50 % (scripts/results/h200_prefill_steps.json): a step takes 426 clocks at 128 tokens
-//            (256 of the tensor cores; waiting for chunks 9, for X 3) and 635 at 256 (512; 11 and 45); start,
-//            partial sums and output take 12 to 17 µs.
-// Tried      what helped: the epilogue through movmatrix, and whole sectors of y at a time; asking for
-//            X before decoding (barrier_test) rather than waiting after it; three warpgroups for 128 tokens;
-//            two copies of the decoder's tables, so that they stay in ordinary registers; the unrolled ring
-//            and undrained chunks; all the registers the producers can do without.
+//            other warpgroups' multiplications, and beside wgmmas at full rate an instruction of a decoding
+//            warp takes a clock or two of its scheduler's tensor core. The GPU is at its power limit all the
+//            while, dense or not, at about 1.45 of 1.98 GHz: what is saved is energy. A step has some 80
+//            instructions a warp, 50 of them the decoder's.
+// Measured   scripts/results/h200_linear_prefill.json, the table in linear_plan.cpp. Times of one GPU drift
+// by up
+//            to 15 % with its temperature and clock: compare by turns, and the mean of long runs.
+// Tried      (scripts/results/h200_prefill_steps.json) what helped: the epilogue through movmatrix, and whole
+//            sectors of y at a time; asking for X before decoding (barrier_test) rather than waiting after
+//            it; three warpgroups for 128 tokens; the unrolled ring and undrained chunks; all the registers
+//            the producers can do without. Then, 60 % zeros, 128 / 256 / 512 / 1024 tokens, time against the
+//            kernel of before ("fewer_instructions"): the decoder with a table, entries of both halves in
+//            registers of their own, one branch for all that is rare .94 / .98 / .98 / .97; X of 128 tokens
+//            in stages of 64 columns .93; rings of pieces instead of slots for two whole chunks, which leave
+//            room for more of X and always for three warpgroups .92 / .96 / .95 / .94.
 //            What did not (the same file): decoding between the wgmmas of a step; a wgmma a step; steps of 64
 //            columns, for which the tensor cores wait longer; one warp for X and, paced, for chunks; chunks
 //            by ordinary asynchronous copies instead of bulk copies; holding the second chunk back at the
@@ -44,10 +50,13 @@
 //            that multiply) or decoding by idle warps of all SMs: 0.86 at 2048 tokens, as the scratch, 0.91
 //            and 0.94 where the tiles fill whole waves (12288², 8192×28672), less than the fused kernel
 //            below. Dealing the last tiles by blocks of columns, so that shares are even but begin inside
-//            chunks: on average 1 to 3 % slower, 5120×5120 up to 13 % ("dealt_by_blocks"). Leaving decoding
-//            out gains little at 256 tokens, leaving out X or W a fifth: what arrives and what is multiplied
-//            get in each other's way. Beside wgmmas at full rate, an instruction of a decoding warp takes a
-//            clock or two of its scheduler's tensor core.
+//            chunks: on average 1 to 3 % slower, 5120×5120 up to 13 % ("dealt_by_blocks"). X in blocks of
+//            memory as its stages want them: no difference. All clusters of a shared tile adding up some of
+//            its sums: 3 to 4 % slower, as none ends early and the next launch starts late. Stages of 64
+//            columns where only two fit: 3 to 9 % slower. Pieces asked into the L2 ahead, or let go by as
+//            many lanes: 1 to 3 % slower.
+// Next       chunks of four blocks were 2 to 5 % faster still with two slots, where their heads weigh more:
+//            what of that the rings lose by letting pieces go and waiting for them.
 #include <cuda.h>
 
 #include "kernels/check.h"
@@ -68,9 +77,9 @@ using prefill::Problem;
 
 /// Threads: a producing warpgroup and kGroups that multiply. The launch gives all the same number of
 /// registers; then the producers hand most of theirs over.
-template <int kGroups>
+template <int kN>
 struct Threads {
-  static constexpr int kAll = 128 * (1 + kGroups);
+  static constexpr int kGroups = prefill_groups(kN), kAll = 128 * (1 + kGroups);
   static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 56;
   static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : 152;
   static_assert(128 * (kProducerRegisters + kGroups * kConsumerRegisters) <= 65536 / kAll / 8 * 8 * kAll);
@@ -98,14 +107,15 @@ __device__ void publish_partials(const Problem& p, int cluster, int block) {
 }
 
 /// One warpgroup's accumulators and what they go through.
-template <int kN, int kGroups, int kStages>
+template <int kN>
 class Consumer {
+  static constexpr int kStages = prefill_stages(kN);
+  using Reader = TierReader<kRingRows>;
+
  public:
-  __device__ Consumer(const Problem& p, const prefill::SharedMap& map, uint32_t tables, int cluster,
-                      int block, int group)
+  __device__ Consumer(const Problem& p, const prefill::SharedMap& map, int cluster, int block, int group)
       : p_(p),
         map_(map),
-        tables_(DecodeTables::from_shared(tables)),
         cluster_(cluster),
         block_(block),
         group_(group),
@@ -115,7 +125,7 @@ class Consumer {
         x_operand_(ptx::operand_address(map.x)),
         x_empty_(ptx::address_in_block(map.x_empty(0), uint32_t(lane_) % kPrefillClusterBlocks)) {}
 
-  __device__ void run() {
+  __device__ void run(const NibbleTable& table) {
     prefill::Schedule schedule(p_, cluster_);
     prefill::Segment segment;
     while (schedule.next(segment)) {
@@ -124,7 +134,7 @@ class Consumer {
         skip(prefill::block_begin(p_, segment.end) - prefill::block_begin(p_, segment.begin));
         continue;
       }
-      multiply(segment.begin, segment.end);
+      multiply(table, segment.end - segment.begin);
       if (segment.begin > 0) {
         give_partial();
       } else {
@@ -154,85 +164,110 @@ class Consumer {
 
   __device__ void skip(int blocks) {
 #pragma unroll 1
-    for (; blocks > 0; blocks -= kStages / kBlockStages) skip_round(0);
+    for (; blocks > 0; blocks -= kStages) skip_round(0);
   }
 
-  /// Waits for the next chunk and goes to it.
-  __device__ void enter_chunk(ChunkReader& reader, int chunk) {
-    blocks_ = prefill::block_begin(p_, chunk + 1) - prefill::block_begin(p_, chunk);
-    ptx::barrier_wait(map_.chunk_full(strip_, slot_.stage), slot_.phase);
-    reader.enter(map_.slot(strip_, slot_.stage), blocks_);
+  __device__ void await_pieces(uint32_t count) {
+#pragma unroll 1
+    for (; count > 0; --count, ++arrived_)
+      ptx::barrier_wait(map_.piece_full(strip_) + 8 * (arrived_ % kRingPieces), arrived_ / kRingPieces & 1);
   }
-  /// This warp has read all of the chunk: when the other has too its slot may be filled anew.
-  __device__ void leave_chunk(int slot) const {
-    __syncwarp();  // all lanes have read the slot
-    if (lane_ == 0) {
-      ptx::fence_async_proxy();  // what lanes have read, before the bulk copy that overwrites it
-      ptx::barrier_arrive(map_.chunk_empty(strip_, slot));
-    }
+  /// This warp has read all it needs of the next pieces: when the other tier's has too they may go.
+  __device__ void give_up_pieces(uint32_t count) {
+    if (count == 0) return;
+    __syncwarp();  // all lanes have read them
+#pragma unroll 1
+    for (; count > 0; --count, ++given_up_)
+      if (lane_ == 0) ptx::barrier_arrive(map_.piece_empty(strip_) + 8 * (given_up_ % kRingPieces));
+  }
+  /// Waits for the next chunk's record and for the pieces of its first block, and goes to it.
+  __device__ void enter_chunk(Reader& reader, bool first_of_segment) {
+    const uint32_t slot = record_ & 1, record = map_.record(strip_, slot);
+    ptx::barrier_wait(map_.record_full(strip_) + 8 * slot, record_ >> 1 & 1);
+    uint32_t first_row, counts;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                 : "=r"(first_row), "=r"(counts)
+                 : "r"(record + uint32_t(offsetof(ChunkHead, first_row))));
+    blocks_ = int(counts >> 16 & 255u);
+    event_ = record + uint32_t(offsetof(ChunkHead, events));
+    const uint32_t piece = first_row / kPieceRows;
+    if (first_of_segment) origin_ = given_up_ - piece;
+    reader.enter(record, map_.ring(strip_), (piece + origin_) * (kPieceRows * 32));
+    await_pieces((counts >> 24 & 15u) + (first_of_segment ? counts >> 28 : 0u));
+  }
+  /// All of the chunk has been read.
+  __device__ void leave_chunk() {
+    __syncwarp();  // by all lanes
+    if (lane_ == 0) ptx::barrier_arrive(map_.record_empty(strip_) + 8 * (record_ & 1));
+    ++record_;
   }
 
-  __device__ void multiply(int chunk, int end) {
+  /// acc += half a block's tiles · X, of which `x` is the operand address; the half before is done then.
+  __device__ void multiply_half(const uint32_t (&a)[8], uint32_t x) {
+    ptx::wgmma_fence();
+    ptx::wgmma<kN>(acc_, a, ptx::swizzled_operand(x));
+    ptx::wgmma<kN>(acc_, a + 4, ptx::swizzled_operand(x + 2));  // 16 columns are 32 bytes
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<1>();
+  }
+
+  /// acc = the next `chunks` chunks · X.
+  __device__ void multiply(const NibbleTable& table, int chunks) {
 #pragma unroll
     for (int i = 0; i < kN / 2; ++i) acc_[i] = 0;
-    ChunkReader reader(tables_, lane_, warp_ % kStripTiers);
+    Reader reader(table, lane_, warp_ % kStripTiers);
     uint32_t a[2][8];
-    enter_chunk(reader, chunk);
-    reader.load<0>();
-    reader.load<1>();
-    bool more = true, x_there = ptx::barrier_test(map_.x_full(0), x_phase_);
+    enter_chunk(reader, true);
+    reader.template load_entries<0>();
+    reader.template load_values<0>();
+    bool x_there = ptx::barrier_test(map_.x_full(0), x_phase_);
     bool first = true;  // nothing to release yet
-    int done = 0;
+    int last = 0;       // stage
     while (true) {
 #pragma unroll
       for (int stage = 0; stage < kStages; ++stage) {
-        const int pair = stage % kBlockStages;
-        uint32_t(&now)[8] = a[stage % 2];
-        // Tiles 2·pair and the next of a block are in the windows.
-        int leaving = -1;
-        reader.assemble<0>(now);
-        reader.assemble<1>(now + 4);
-        if (pair == 0) {
-          reader.load<2>();
-          reader.load<3>();
-        } else {
-          if (--blocks_ > 0) {
-            reader.next_block();
-          } else {
-            leaving = slot_.stage;
-            slot_.advance(kPrefillSlots);
-            if (++chunk < end) {
-              enter_chunk(reader, chunk);
-            } else {
-              reader.finish();
-              more = false;
-            }
-          }
-          reader.load<0>();
-          reader.load<1>();
-        }
-        if (!x_there) ptx::barrier_wait(map_.x_full(stage), x_phase_);
         const uint32_t x = x_operand_ + uint32_t(stage * (prefill_stage_bytes(kN) / 16));
-        ptx::wgmma_fence();
-        ptx::wgmma<kN>(acc_, now, ptx::narrow_operand(x));
-        ptx::wgmma<kN>(acc_, now + 4, ptx::narrow_operand(x + 2));  // 16 columns are 32 bytes
-        ptx::wgmma_commit();
+        uint32_t event;
+        asm volatile("ld.shared.u8 %0, [%1];" : "=r"(event) : "r"(event_++));
+        reader.template load_entries<1>();
+        reader.template assemble<0>(a[0]);
+        reader.template load_values<1>();
+        if (!x_there) ptx::barrier_wait(map_.x_full(stage), x_phase_);
+        multiply_half(a[0], x);
+        // The half before is done: its registers may go, and X of the block before.
+        if (stage > 0 || !first) release_stage((stage + kStages - 1) % kStages);
+        reader.template load_entries<0>();
+        reader.template assemble<1>(a[1]);
+        --blocks_;
+        if (event != 0 || blocks_ == 0) {
+          give_up_pieces(event >> 4);
+          await_pieces(event & 15u);
+          if (blocks_ == 0) {
+            leave_chunk();
+            if (--chunks > 0) {
+              enter_chunk(reader, false);
+            } else {
+              give_up_pieces(arrived_ - given_up_);
+              reader.finish();
+            }
+            reader.template load_entries<0>();
+          }
+        }
+        reader.template load_values<0>();
         if (stage + 1 == kStages) x_phase_ ^= 1;
         x_there = ptx::barrier_test(map_.x_full((stage + 1) % kStages), x_phase_);
-        if (leaving >= 0) leave_chunk(leaving);
-        ptx::wgmma_wait<1>();  // the stage before is done: its registers and its X may go
-        if (stage > 0 || !first) release_stage((stage + kStages - 1) % kStages);
-        if (pair == 1 && !more) {
-          done = stage + 1;
+        multiply_half(a[1], x + 4);
+        if (blocks_ == 0) {
+          last = stage;
           break;
         }
       }
       first = false;
-      if (!more) break;
+      if (blocks_ == 0) break;
     }
     ptx::wgmma_wait<0>();
-    release_stage(done - 1);
-    if (done < kStages) skip_round(done);
+    release_stage(last);
+    if (last + 1 < kStages) skip_round(last + 1);
   }
 
   __device__ int64_t partial_index(int cluster) const {
@@ -275,67 +310,72 @@ class Consumer {
 
   const Problem& p_;
   const prefill::SharedMap& map_;
-  DecodeTables tables_;
   int cluster_, block_, group_, warp_, lane_;
   int strip_;                     ///< which of the block's
   uint32_t x_operand_, x_empty_;  ///< lanes 0 and 1: of stage 0 in that block of the cluster
   uint32_t x_phase_ = 0;
-  prefill::Ring slot_;
-  int blocks_ = 0;  ///< of the chunk, still to come
+  uint32_t record_ = 0;                  ///< counts records, of which the lowest bits are slot and parity
+  uint32_t arrived_ = 0, given_up_ = 0;  ///< pieces waited for and let go
+  uint32_t origin_ = 0;                  ///< the strip's first piece, counted like those
+  uint32_t event_ = 0;                   ///< shared address of the block's
+  int blocks_ = 0;                       ///< of the chunk, still to come
   float acc_[kN / 2];
 };
 
-template <int kN, int kGroups, int kStages>
+template <int kN>
 __device__ void multiply(const Problem& p, const CUtensorMap* x) {
-  // Twice, for odd and even lanes: of one place ptxas would know that all lanes read the same, put it into
-  // uniform registers, and move it back wherever it is used.
-  __shared__ __align__(16) unsigned char tables[2][sizeof(DecodeTables)];
+  constexpr int kStrips = prefill_groups(kN) * kGroupStrips;
+  __shared__ __align__(256) NibbleTable table;
   extern __shared__ __align__(1024) unsigned char shared[];
-  const prefill::SharedMap map = prefill::SharedMap::make<kN, kStages>(shared, p);
+  const auto map = prefill::SharedMap::make<kN>(shared);
   const int block = int(ptx::cluster_rank()), cluster = int(blockIdx.x) / kPrefillClusterBlocks;
-  if (threadIdx.x < 2) *reinterpret_cast<DecodeTables*>(tables[threadIdx.x]) = DecodeTables{};
+  if (threadIdx.x / 32 == 1) table.fill(int(threadIdx.x % 32));
   if (threadIdx.x == 0) {
 #pragma unroll 1
-    for (int i = 0; i < kStages; ++i) {
+    for (int i = 0; i < prefill_stages(kN); ++i) {
       ptx::barrier_init(map.x_full(i), 1);
-      ptx::barrier_init(map.x_empty(i), kPrefillClusterBlocks * kGroups * 4);
+      ptx::barrier_init(map.x_empty(i), kPrefillClusterBlocks * prefill_groups(kN) * 4);
     }
 #pragma unroll 1
-    for (int i = 0; i < kGroups * kGroupStrips * kPrefillSlots; ++i) {
-      ptx::barrier_init(map.chunk_full(0, i), 1);
-      ptx::barrier_init(map.chunk_empty(0, i), kStripTiers);
+    for (int i = 0; i < kStrips * kRingPieces; ++i) {
+      ptx::barrier_init(map.piece_full(0) + 8 * i, 1);
+      ptx::barrier_init(map.piece_empty(0) + 8 * i, kStripTiers);
+    }
+#pragma unroll 1
+    for (int i = 0; i < kStrips * 2; ++i) {
+      ptx::barrier_init(map.record_full(0) + 8 * i, 1);
+      ptx::barrier_init(map.record_empty(0) + 8 * i, kStripTiers);
     }
     ptx::barrier_init_fence();
   }
-  __syncthreads();  // the tables and this block's barriers
+  __syncthreads();  // the table and this block's barriers
   ptx::cluster_arrive();
   ptx::let_next_grid_start();
   const int group = int(prefill::uniform(threadIdx.x / 128)) - 1;
   if (group < 0) {
-    ptx::registers_down<Threads<kGroups>::kProducerRegisters>();
+    ptx::registers_down<Threads<kN>::kProducerRegisters>();
     const int warp = int(prefill::uniform(threadIdx.x / 32));
-    if (warp == 1) prefill::feed_chunks(p, map, cluster, block);
+    if (warp == 1) prefill::feed_strips(p, map, cluster, block);
     ptx::cluster_wait();  // the other block's barriers exist
-    if (threadIdx.x == 0) prefill::feed_x<kN, kStages>(p, map, x, cluster, block);
+    if (threadIdx.x == 0) prefill::feed_x<kN>(p, map, x, cluster, block);
     if (warp == 2) publish_partials(p, cluster, block);
     __syncwarp();
   } else {
-    ptx::registers_up<Threads<kGroups>::kConsumerRegisters>();
+    ptx::registers_up<Threads<kN>::kConsumerRegisters>();
     ptx::cluster_wait();  // the other block's barriers exist
-    Consumer<kN, kGroups, kStages> consumer(p, map, ptx::shared_address(tables[threadIdx.x % 2]), cluster,
-                                            block, group);
-    consumer.run();
+    Consumer<kN> consumer(p, map, cluster, block, group);
+    consumer.run(table);
   }
   ptx::cluster_sync();  // the other block may still send to this one's shared memory
 }
 
 #endif
 
-template <int kN, int kGroups, int kStages>
-__global__ void __launch_bounds__(Threads<kGroups>::kAll, 1)
+template <int kN>
+__global__ void __launch_bounds__(Threads<kN>::kAll, 1)
     prefill_kernel(const __grid_constant__ Problem p, const __grid_constant__ CUtensorMap x) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  multiply<kN, kGroups, kStages>(p, &x);
+  multiply<kN>(p, &x);
 #else
   __trap();  // `can_run` never lets a GPU without sm_90a code get here
 #endif
@@ -347,9 +387,9 @@ __global__ void pad_rows_kernel(const __half* x, int64_t k, int64_t padded_k, __
   if (col < padded_k) out[row * padded_k + col] = col < k ? x[row * k + col] : __ushort_as_half(0);
 }
 
-template <int kN, int kGroups, int kStages>
+template <int kN>
 void launch(const PrefillPlan& plan, const Problem& problem, const CUtensorMap& x, cudaStream_t stream) {
-  const auto kernel = prefill_kernel<kN, kGroups, kStages>;
+  const auto kernel = prefill_kernel<kN>;
   SPINFER_CUDA_CHECK(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes));
   cudaLaunchAttribute attributes[2]{};
@@ -360,7 +400,7 @@ void launch(const PrefillPlan& plan, const Problem& problem, const CUtensorMap& 
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(plan.clusters * kPrefillClusterBlocks));
-  config.blockDim = dim3(Threads<kGroups>::kAll);
+  config.blockDim = dim3(Threads<kN>::kAll);
   config.dynamicSmemBytes = size_t(plan.shared_bytes);
   config.stream = stream;
   config.attrs = attributes;
@@ -368,21 +408,12 @@ void launch(const PrefillPlan& plan, const Problem& problem, const CUtensorMap& 
   SPINFER_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, problem, x));
 }
 
-using Launch = void (*)(const PrefillPlan&, const Problem&, const CUtensorMap&, cudaStream_t);
-Launch launcher(const PrefillPlan& plan) {
-  if (plan.n_tile == 256) return plan.stages == 6 ? launch<256, 2, 6> : launch<256, 2, 4>;
-  if (plan.groups == 2) return plan.stages == 8 ? launch<128, 2, 8> : launch<128, 2, 4>;
-  return plan.stages == 8 ? launch<128, 3, 8> : plan.stages == 6 ? launch<128, 3, 6> : launch<128, 3, 4>;
-}
-
 }  // namespace
 
 void spmm_prefill(Context& context, const StripStream& w, const LinearArgs& args) {
   if (args.n == 0) return;
   const StripShape& shape = w.view.shape;
-  const PrefillPlan plan = plan_prefill(shape, w.view.max_chunk_rows, args.n, context.facts());
-  check(plan.runs(), "prefill {}×{}: a chunk of {} rows does not fit the kernel", shape.m, shape.k,
-        w.view.max_chunk_rows);
+  const PrefillPlan plan = plan_prefill(shape, args.n, context.facts());
   const int64_t padded_k = (shape.k + 7) / 8 * 8;
   const bool pad = padded_k != shape.k || reinterpret_cast<uintptr_t>(args.x) % 16 != 0;
   const size_t partial_bytes = (plan.workspace_bytes + 255) / 256 * 256;
@@ -399,12 +430,11 @@ void spmm_prefill(Context& context, const StripStream& w, const LinearArgs& args
   Problem problem{};
   problem.w = w.view;
   problem.n = args.n;
-  problem.groups = plan.groups;
+  problem.groups = prefill_groups(plan.n_tile);
   problem.tiles_n = plan.tiles_n;
   problem.clusters = plan.clusters;
   problem.whole_tiles = plan.whole_tiles;
   problem.stream_tiles = plan.stream_tiles;
-  problem.slot_bytes = plan.slot_bytes;
   problem.record_bytes = shape.record_bytes();
   const auto addresses = reinterpret_cast<uintptr_t>(args.y) | reinterpret_cast<uintptr_t>(args.residual);
   problem.quads = shape.m % 4 == 0 && addresses % 8 == 0;
@@ -419,10 +449,9 @@ void spmm_prefill(Context& context, const StripStream& w, const LinearArgs& args
   problem.y = reinterpret_cast<__half*>(args.y);
   problem.epilogue = epilogue_of(args);
   CUtensorMap map{};
-  const bool readable = make_activation_map(map, x, args.n, padded_k, kPrefillStageColumns,
-                                            plan.n_tile / kPrefillClusterBlocks);
+  const bool readable = make_activation_map(map, x, args.n, padded_k, plan.n_tile / kPrefillClusterBlocks);
   check(readable, "prefill {}×{}: the copy of x cannot be read by TMA", shape.m, shape.k);
-  launcher(plan)(plan, problem, map, context.stream());
+  (plan.n_tile == 256 ? launch<256> : launch<128>)(plan, problem, map, context.stream());
 }
 
 }  // namespace spinfer::cuda

@@ -135,12 +135,13 @@
 //   and 16, 1 to 2 % faster, most others within 1 %, n = 32 slower, by up to 1 % and 5120×5120 by 3 %. Steps
 //   of LLaMA-2-7B of 8 and 16 tokens as before all this, of 32 1 % longer. The prefill kernel with them
 //   (dealt by blocks of columns) 10 % slower (22016×4096, 256 tokens) to 5 % faster
+//   table entries of 32 bits (timed only): a wavefront less and an instruction more a nibble: n = 8 and 32 at
+//   70 % 3 % slower, n = 16 1 % ("entries_of_32_bits"): instructions count, not wavefronts
 // Next: three warps a scheduler with a feeding warp (alone, they issue in 76 % of the loop's slots at n = 32,
 // but a sixth more instructions); one for rings and one for records, which may suit few tokens too; eight
 // warps that share a strip's columns, so that small matrices' sums meet in shared memory, with X for all
-// columns in each block (multicast in a cluster, or L2 is the limit); a decoder that reads less of
-// shared memory: with the table 8 wavefronts a tile, without it 4 and three instructions more
-// (strip_decoder.cuh), or of each for one tier; entering a chunk, .27 µs of 2.9, in fewer instructions.
+// columns in each block (multicast in a cluster, or L2 is the limit); entering a chunk, .27 µs of 2.9, in
+// fewer instructions.
 #include <algorithm>
 #include <type_traits>
 

@@ -36,6 +36,13 @@ struct DecodeParams {
   __half* dense;
 };
 
+/// A chunk in shared memory: its record, then its rows, then what decoding its end touches.
+constexpr int chunk_record_bytes(int blocks) {
+  return int(sizeof(ChunkHead)) + blocks * kMaskRowBytes;
+}
+constexpr int chunk_bytes(int blocks, int rows) {
+  return (chunk_record_bytes(blocks) + (rows + 2) * kTrackRowBytes + 127) / 128 * 128;
+}
 constexpr int pair_bytes(int chunk_bytes) {
   return chunk_bytes + kStripRows * kTurnStride * 2;
 }
@@ -47,7 +54,7 @@ __device__ void fetch(const DecodeParams& p, int64_t strip, int chunk, int block
   const uint8_t* record = p.w.records + strip * p.w.shape.record_bytes() + p.w.shape.record_begin(chunk);
   const auto* head = reinterpret_cast<const ChunkHead*>(record);
   const uint8_t* rows = p.w.values + (int64_t(p.w.places[strip].row) + head->first_row) * kTrackRowBytes;
-  const int record_bytes = prefill_slot_bytes(blocks, 0), row_bytes = int(head->rows) * kTrackRowBytes;
+  const int record_bytes = chunk_record_bytes(blocks), row_bytes = int(head->rows) * kTrackRowBytes;
   for (int at = thread * 16; at < record_bytes; at += kThreads * 16)
     ptx::copy_async_16(to + at, record + at, 16);
   for (int at = thread * 16; at < row_bytes; at += kThreads * 16)
@@ -77,11 +84,11 @@ __device__ void write_block(const DecodeParams& p, const uint16_t* turned, int64
 }
 
 __global__ void __launch_bounds__(kWarps * 32) decode_streams_kernel(const DecodeParams p) {
-  __shared__ DecodeTables tables;
+  __shared__ __align__(256) NibbleTable table;
   extern __shared__ __align__(128) unsigned char shared[];
   let_successor_start();
-  if (threadIdx.x == 0) tables = DecodeTables{};
-  __syncthreads();  // the tables are complete
+  if (threadIdx.x < 32) table.fill(int(threadIdx.x));
+  __syncthreads();  // the table is complete
   const int warp = int(threadIdx.x / 32), pair = warp / kStripTiers, tier = warp % kStripTiers;
   const int64_t entry = int64_t(blockIdx.x) * kChunks + pair;
   if (entry >= p.w.shape.strips() * p.w.shape.chunks) {
@@ -95,37 +102,33 @@ __global__ void __launch_bounds__(kWarps * 32) decode_streams_kernel(const Decod
   auto* turned = reinterpret_cast<uint16_t*>(slot + p.chunk_bytes) + tier * kTierRows * kTurnStride;
   fetch(p, strip, chunk, blocks, slot);
 
-  ChunkReader reader(DecodeTables::from_shared(ptx::shared_address(&tables)), lane, tier);
-  reader.enter(ptx::shared_address(slot), blocks);
+  const uint32_t record = ptx::shared_address(slot), rows = record + uint32_t(chunk_record_bytes(blocks));
+  const uint32_t first_row = load_shared(record + uint32_t(offsetof(ChunkHead, first_row)));
+  TierReader<256> reader(table, lane, tier);  // no chunk has more rows
+  reader.enter(record, rows, 0u - first_row % kPieceRows * 32);
   const int64_t top = p.w.shape.tier_row(strip, tier);
-  reader.load<0>();
+  reader.load_entries<0>();
+  reader.load_values<0>();
   wait_for_predecessor();  // before the first write
   for (int block = 0; block < blocks; ++block) {
-    const auto turn = [&](int tile, const uint32_t(&a)[4]) {
+    const auto turn = [&](int first_tile, const uint32_t(&a)[8]) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = i % 2 * 8 + lane / 4, col = tile * kTcTile + i / 2 * 8 + lane % 4 * 2;
+      for (int i = 0; i < 8; ++i) {
+        const int row = i % 2 * 8 + lane / 4;
+        const int col = (first_tile + i / 4) * kTcTile + i % 4 / 2 * 8 + lane % 4 * 2;
         *reinterpret_cast<uint32_t*>(turned + row * kTurnStride + col) = a[i];
       }
     };
-    uint32_t a[4];
-    reader.load<1>();
+    uint32_t a[8];
+    reader.load_entries<1>();
     reader.assemble<0>(a);
+    reader.load_values<1>();
     turn(0, a);
-    reader.load<2>();
+    if (block + 1 == blocks) reader.finish();
+    reader.load_entries<0>();
     reader.assemble<1>(a);
-    turn(1, a);
-    reader.load<3>();
-    reader.assemble<2>(a);
+    reader.load_values<0>();
     turn(2, a);
-    if (block + 1 < blocks) {
-      reader.next_block();
-    } else {
-      reader.finish();
-    }
-    reader.load<0>();
-    reader.assemble<3>(a);
-    turn(3, a);
     __syncwarp();  // the block is turned
     write_block(p, turned, top, int64_t(p.w.shape.block_begin(chunk) + block) * kBlockColumns);
     __syncwarp();  // nobody reads it any more
@@ -139,9 +142,7 @@ void decode_streams_on_device(Context& context, const StripStreamView& stream, H
   check(blocks <= INT32_MAX, "decode {}×{}: too many chunks", stream.shape.m, stream.shape.k);
   DecodeParams params{stream, 0, stream.shape.k % 8 == 0 && reinterpret_cast<uintptr_t>(dense) % 16 == 0,
                       reinterpret_cast<__half*>(dense)};
-  params.chunk_bytes =
-      (prefill_slot_bytes(stream.shape.max_chunk_blocks(), stream.max_chunk_rows) + kPrefillOverrun + 127) /
-      128 * 128;
+  params.chunk_bytes = chunk_bytes(stream.shape.max_chunk_blocks(), stream.max_chunk_rows);
   const int shared = kChunks * pair_bytes(params.chunk_bytes);
   check(shared <= context.facts().shared_per_block, "decode {}×{}: {} bytes of shared memory, at most {}",
         stream.shape.m, stream.shape.k, shared, context.facts().shared_per_block);

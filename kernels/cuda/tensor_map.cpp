@@ -5,6 +5,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/format/strip_stream.h"
 
 namespace spinfer::cuda {
 namespace {
@@ -30,16 +31,15 @@ PFN_cuTensorMapEncodeTiled_v12000 encode_function() {
 
 }  // namespace
 
-bool make_activation_map(CUtensorMap& map, const Half* x, int n, int64_t k, int columns, int rows) {
+bool make_activation_map(CUtensorMap& map, const Half* x, int n, int64_t k, int rows) {
   if (k % 8 || reinterpret_cast<uintptr_t>(x) % 16) return false;
   const cuuint64_t sizes[2] = {cuuint64_t(k), cuuint64_t(n)};
   const cuuint64_t strides[1] = {cuuint64_t(k) * sizeof(Half)};
-  const cuuint32_t box[2] = {cuuint32_t(columns), cuuint32_t(rows)};
+  const cuuint32_t box[2] = {kBlockColumns, cuuint32_t(rows)};
   const cuuint32_t steps[2] = {1, 1};
   const CUresult status =
       encode_function()(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<Half*>(x), sizes, strides, box,
-                        steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                        columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
+                        steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                         CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   check(status == CUDA_SUCCESS, "cuTensorMapEncodeTiled of x [{}][{}] failed ({})", n, k, int(status));
   return true;

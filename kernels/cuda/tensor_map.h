@@ -10,10 +10,10 @@
 
 namespace spinfer::cuda {
 
-/// A map of x [n][k] for boxes of `columns` (64) × `rows` with 128-byte swizzle; what lies outside reads as
+/// A map of x [n][k] for boxes of kBlockColumns × `rows` with 128-byte swizzle; what lies outside reads as
 /// zero. Returns false, leaving the map alone, where the engine cannot read x: k no multiple of 8 or x not
 /// 16-byte aligned.
-bool make_activation_map(CUtensorMap& map, const Half* x, int n, int64_t k, int columns, int rows);
+bool make_activation_map(CUtensorMap& map, const Half* x, int n, int64_t k, int rows);
 
 /// A map of a three-dimensional fp16 tensor, the first dimension contiguous; `strides` in bytes, of the
 /// second and third. A box's first dimension is 64 (128 bytes), swizzled; what lies outside reads as zero.

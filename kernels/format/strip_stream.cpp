@@ -200,12 +200,6 @@ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selectors) {
   for (int i = 0; i < 4; ++i) result |= uint32_t(bytes >> (8 * (selectors >> (4 * i) & 7)) & 255u) << (8 * i);
   return result;
 }
-/// a · weights, byte by byte.
-uint32_t dot_bytes(uint32_t a, uint32_t weights, uint32_t sum) {
-  for (int i = 0; i < 4; ++i) sum += (a >> (8 * i) & 255u) * (weights >> (8 * i) & 255u);
-  return sum;
-}
-
 /// The pieces of a strip that are in the ring at one time.
 struct Ring {
   const uint8_t* values;  ///< the strip's
@@ -221,22 +215,16 @@ struct Ring {
   }
 };
 
-/// The decoder's step (kernels/cuda/strip_decoder.cuh) in plain C++: one TCTile of one lane. `pairs` has a
-/// pair a nibble.
-void decode_tile(const Ring& ring, int track, uint32_t pairs, uint32_t& position, uint32_t (&a)[4]) {
-  const uint32_t codes = permute_bytes(kPairCodes, kPairCodes, pairs);
-  const uint32_t advances = permute_bytes(kPairAdvances, kPairAdvances, pairs);
-  for (int h = 0; h < 2; ++h) {
-    const uint32_t row = position / 32, shift = position % 32;
-    const uint64_t window = uint64_t(ring.word(row + 1, track)) << 32 | ring.word(row, track);
-    const uint32_t second = dot_bytes(advances, 1u << (16 * h), shift);
-    const uint32_t windows[2] = {uint32_t(window >> shift), uint32_t(window >> second)};
-    for (int r = 0; r < 2; ++r) {
-      const uint32_t code = codes >> (8 * (2 * h + r)) & 255u;
-      a[2 * h + r] = permute_bytes(windows[r], 0, kSelectorFactor * code + kSelectorOffset);
-    }
-    position = dot_bytes(advances, 0x0101u << (16 * h), position);
-  }
+/// The decoders' step (kernels/cuda/nibble_decoder.cuh) in plain C++: one nibble of one lane.
+void decode_nibble(const Ring& ring, int track, uint32_t nibble, uint32_t& position, uint32_t* a) {
+  const NibbleEntry entry = nibble_entry(nibble);
+  const uint32_t row = position / 32, shift = position % 32;
+  const uint64_t window = uint64_t(ring.word(row + 1, track)) << 32 | ring.word(row, track);
+  const auto v01 = uint32_t(window >> shift), v23 = uint32_t(window >> 32 >> shift);
+  const uint32_t last = v23 & (entry.first | 0xffffu);
+  a[0] = permute_bytes(v01, last, entry.first);
+  a[1] = permute_bytes(v01, last, entry.second);
+  position += entry.second >> 16;
 }
 
 class StripReader {
@@ -285,7 +273,10 @@ class StripReader {
   void read_block(int block, int lane, int tier, int track, uint32_t word, uint32_t& position) {
     for (int t = 0; t < 4; ++t) {
       uint32_t a[4];
-      decode_tile(ring_, track, mask_pairs(word, t / 2) >> (16 * (t % 2)), position, a);
+      for (int h = 0; h < 2; ++h) {
+        const uint32_t nibble = mask_nibbles(word, t / 2) >> (16 * (t % 2) + 8 * h) & 15u;
+        decode_nibble(ring_, track, nibble, position, a + 2 * h);
+      }
       for (int i = 0; i < 8; ++i) {
         const int64_t row = s_.shape.tier_row(strip_, tier) + i / 2 % 2 * 8 + lane / 4;
         const int64_t col = int64_t(block) * kBlockColumns + t * kTcTile + i / 4 * 8 + lane % 4 * 2 + i % 2;

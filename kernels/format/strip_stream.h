@@ -168,21 +168,22 @@ constexpr uint32_t arrange_mask(uint32_t mask) {
 constexpr uint32_t mask_nibbles(uint32_t word, int half) {
   return (half ? word >> 4 : word) & 0x0f0f0f0fu;
 }
-/// The same, a pair of weights a nibble, the higher two bits of each zero: a tile is 16 bits.
-constexpr uint32_t mask_pairs(uint32_t word, int half) {
-  const uint32_t nibbles = mask_nibbles(word, half);
-  return (nibbles | nibbles << 2) & 0x33333333u;
-}
-
-/// What the decoder looks up for a pair of weights p (bit 0: the first is there), a byte each. A pair's
-/// register is prmt(window, 0, selectors), the window holding its values from the low half on; its selectors
-/// are kSelectorFactor · code + kSelectorOffset modulo 2^16: found by search, so that one prmt looks up four
-/// codes and a dot product a pair turns them into selectors.
-inline constexpr uint32_t kPairCodes = 5u | 76u << 8 | 133u << 16 | 204u << 24;
-inline constexpr uint32_t kPairAdvances = 0u | 16u << 8 | 16u << 16 | 32u << 24;  ///< sixteenths of a half
-inline constexpr uint32_t kSelectorFactor = 0x7776, kSelectorOffset = 8;
-constexpr uint32_t pair_selectors(uint32_t pair) {
-  return (kSelectorFactor * (kPairCodes >> (8 * pair) & 255u) + kSelectorOffset) & 0xffffu;
+/// What a nibble (four weights, two registers) means to the decoders. With v01 and v23 the next four values
+/// of the stream and `last` = v23 without its upper half unless the nibble is full, a register is prmt(v01,
+/// last, selectors).
+struct alignas(8) NibbleEntry {
+  uint32_t first;   ///< selectors of the first register; high half all ones for a full nibble, else zero
+  uint32_t second;  ///< selectors of the second register; high half: sixteenths of a half it takes
+};
+/// A zero is byte 7, which is none only where the nibble has four values.
+constexpr NibbleEntry nibble_entry(uint32_t nibble) {
+  uint32_t selectors = 0, count = 0;
+  for (uint32_t i = 0; i < 4; ++i) {
+    const bool set = nibble >> i & 1;
+    selectors |= (set ? (2 * count + 1) << 4 | 2 * count : 0x77u) << (8 * i);
+    count += set;
+  }
+  return {(selectors & 0xffffu) | (count == 4 ? 0xffff0000u : 0u), selectors >> 16 | 16 * count << 16};
 }
 
 /// A matrix in this layout in host memory.

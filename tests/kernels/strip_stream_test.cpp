@@ -97,17 +97,19 @@ TEST(StripStream, FullNibblesNeverBeginAtAnOddHalf) {
   }
 }
 
-TEST(StripStream, SelectorsPickWhatThePairHas) {
-  const auto bytes = [](uint32_t pair) {  // of the register: 0 … 3 the window's, 4 … 7 zero
-    std::array<int, 4> result;
-    for (uint32_t i = 0; i < 4; ++i) result[i] = std::min(int(pair_selectors(pair) >> (4 * i) & 15u), 4);
-    return result;
-  };
-  for (uint32_t pair = 0; pair < 4; ++pair) EXPECT_EQ(pair_selectors(pair) & 0x8888u, 0u);
-  EXPECT_EQ(bytes(0), (std::array{4, 4, 4, 4}));
-  EXPECT_EQ(bytes(1), (std::array{0, 1, 4, 4}));
-  EXPECT_EQ(bytes(2), (std::array{4, 4, 0, 1}));
-  EXPECT_EQ(bytes(3), (std::array{0, 1, 2, 3}));
+TEST(StripStream, EntriesPickWhatTheNibbleHas) {
+  for (uint32_t nibble = 0; nibble < 16; ++nibble) {
+    const NibbleEntry entry = nibble_entry(nibble);
+    int count = 0;
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t selectors = (i < 2 ? entry.first : entry.second) >> (8 * (i % 2)) & 255u;
+      const bool set = nibble >> i & 1;
+      EXPECT_EQ(selectors, set ? uint32_t((2 * count + 1) << 4 | 2 * count) : 0x77u) << nibble << " " << i;
+      count += set;
+    }
+    EXPECT_EQ(entry.first >> 16, nibble == 15 ? 0xffffu : 0u) << "byte 7 is a zero but in a full nibble";
+    EXPECT_EQ(entry.second >> 16, uint32_t(16 * count)) << nibble;
+  }
 }
 
 TEST(StripStream, StoredMasksComeApartByHalves) {
@@ -115,7 +117,6 @@ TEST(StripStream, StoredMasksComeApartByHalves) {
     for (int i = 0; i < 4; ++i) {
       const uint32_t word = arrange_mask(2u << (8 * t + 2 * i)), nibble = 2u << (2 * (i % 2));
       EXPECT_EQ(mask_nibbles(word, t / 2), nibble << (16 * (t % 2) + 8 * (i / 2)));
-      EXPECT_EQ(mask_pairs(word, t / 2), 2u << (16 * (t % 2) + 4 * i));
       EXPECT_EQ(mask_nibbles(word, 1 - t / 2), 0u);
     }
   }
