@@ -57,7 +57,9 @@
 //            many lanes: 1 to 3 % slower.
 // Checked    against the reference with memcheck and synccheck clean, and with random delays of both sides of
 //            the rings. racecheck stands still where a ring's slot is used again (LinearGpu.EverySparsity, a
-//            dense matrix): why is not understood. Before the rings its tests never used a slot twice.
+//            dense matrix): why is not understood; a review of phases and counts found nothing that could
+//            wait for ever. Before the rings its tests never used a slot twice, nor do they a stage of X.
+//            Behind a segment's last chunk the loads of no use may meet the next segment's copies.
 // Next       chunks of four blocks were 2 to 5 % faster still with two slots, where their heads weigh more:
 //            what of that the rings lose by letting pieces go and waiting for them.
 #include <cuda.h>
