@@ -71,7 +71,7 @@ std::string capitalized(const std::string& text, int line) {
   return out;
 }
 
-/// Every word's first letter upper case.
+/// Python's str.title(): letters that follow no letter in upper case.
 std::string titled(std::string text, int line) {
   text = with_case(std::move(text), false, line);
   bool inside = false;
@@ -79,6 +79,17 @@ std::string titled(std::string text, int line) {
     const bool letter = c >= 'a' && c <= 'z';
     if (letter && !inside) c = char(c - 32);
     inside = letter;
+  }
+  return text;
+}
+
+/// Jinja's filter of that name: words begin behind white space and -({[< alone, so that "it's" is "It's".
+std::string titled_words(std::string text, int line) {
+  text = with_case(std::move(text), false, line);
+  bool inside = false;
+  for (char& c : text) {
+    if (!inside && c >= 'a' && c <= 'z') c = char(c - 32);
+    inside = std::string_view(" \t\n\v\f\r\x1c\x1d\x1e\x1f-({[<").find(c) == std::string_view::npos;
   }
   return text;
 }
@@ -338,7 +349,7 @@ Value apply_filter(const std::string& name, const Value& input, const List& argu
   if (name == "length" || name == "count") return length(input, line);
   if (name == "upper" || name == "lower") return {with_case(text(), name == "upper", line)};
   if (name == "capitalize") return {capitalized(text(), line)};
-  if (name == "title") return {titled(text(), line)};
+  if (name == "title") return {titled_words(text(), line)};
   if (name == "string") return {text()};
   if (name == "safe") return input;
   if (name == "int") return to_integer(input, argument(arguments, 0), line);

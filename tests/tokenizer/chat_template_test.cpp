@@ -137,6 +137,15 @@ TEST(ChatTemplate, StripsAndSplitsAsPythonDoes) {
   EXPECT_EQ(render("{{ '\u3000 7\x1f'|int }}"), "7");
 }
 
+TEST(ChatTemplate, TitlesAsTheFilterDoesAndAsTheMethodDoes) {
+  const std::string text = "it's a WORLD foo-bar (baz) [qux] <a> {b} x_y 3rd\x1f  end";
+  const std::vector<ChatMessage> messages = {{"user", text}};
+  EXPECT_EQ(render("{{ messages[0].content|title }}", messages),
+            "It's A World Foo-Bar (Baz) [Qux] <A> {B} X_y 3rd\x1f  End");
+  EXPECT_EQ(render("{{ messages[0].content.title() }}", messages),
+            "It'S A World Foo-Bar (Baz) [Qux] <A> {B} X_Y 3Rd\x1f  End");
+}
+
 TEST(ChatTemplate, TakesAllArguments) {
   for (const auto& [expression, expected] : Renderings{
            {"'a-b-c'.replace('-', '+', 1)", "a+b-c"},
