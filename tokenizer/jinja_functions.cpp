@@ -71,27 +71,26 @@ std::string capitalized(const std::string& text, int line) {
   return out;
 }
 
-/// Python's str.title(): letters that follow no letter in upper case.
-std::string titled(std::string text, int line) {
+bool is_small_letter(char c) {
+  return c >= 'a' && c <= 'z';
+}
+
+/// Every word's first letter upper case; `of_word` says of lower-case text which characters a word goes on
+/// behind.
+std::string titled(std::string text, bool (*of_word)(char), int line) {
   text = with_case(std::move(text), false, line);
   bool inside = false;
   for (char& c : text) {
-    const bool letter = c >= 'a' && c <= 'z';
-    if (letter && !inside) c = char(c - 32);
-    inside = letter;
+    const bool begins = !inside && is_small_letter(c);
+    inside = of_word(c);
+    if (begins) c = char(c - 32);
   }
   return text;
 }
-
-/// Jinja's filter of that name: words begin behind white space and -({[< alone, so that "it's" is "It's".
-std::string titled_words(std::string text, int line) {
-  text = with_case(std::move(text), false, line);
-  bool inside = false;
-  for (char& c : text) {
-    if (!inside && c >= 'a' && c <= 'z') c = char(c - 32);
-    inside = std::string_view(" \t\n\v\f\r\x1c\x1d\x1e\x1f-({[<").find(c) == std::string_view::npos;
-  }
-  return text;
+/// What a word of Jinja's filter `title` is made of: all but white space and -({[<, so that "it's" is "It's".
+/// (Of Python's str.title(): letters.)
+bool is_no_title_border(char c) {
+  return std::string_view(" \t\n\v\f\r\x1c\x1d\x1e\x1f-({[<").find(c) == std::string_view::npos;
 }
 
 Value pairs_of(const Value& value, std::string_view what, int line) {
@@ -289,7 +288,7 @@ Value string_method(const std::string& text, const std::string& name, const List
   }
   if (name == "upper" || name == "lower") return {with_case(text, name == "upper", line)};
   if (name == "capitalize") return {capitalized(text, line)};
-  if (name == "title") return {titled(text, line)};
+  if (name == "title") return {titled(text, is_small_letter, line)};
   if (name == "replace") {
     return {replaced(text, text_of(argument(arguments, 0), name, line),
                      text_of(argument(arguments, 1), name, line),
@@ -349,7 +348,7 @@ Value apply_filter(const std::string& name, const Value& input, const List& argu
   if (name == "length" || name == "count") return length(input, line);
   if (name == "upper" || name == "lower") return {with_case(text(), name == "upper", line)};
   if (name == "capitalize") return {capitalized(text(), line)};
-  if (name == "title") return {titled_words(text(), line)};
+  if (name == "title") return {titled(text(), is_no_title_border, line)};
   if (name == "string") return {text()};
   if (name == "safe") return input;
   if (name == "int") return to_integer(input, argument(arguments, 0), line);

@@ -5,7 +5,6 @@
 #include "kernels/check.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/spmm_plan.h"
-#include "kernels/cuda/spmm_prefill.h"
 
 namespace spinfer::cuda {
 namespace {

@@ -105,16 +105,14 @@ struct NibbleValues {
   NibbleEntry entry;
   uint32_t v01, v23;  ///< the stream's next four values
 
-  __device__ void take(const NibbleWindow& window) { take(window, window.entry); }
-  __device__ void take_now(const NibbleWindow& window) { take_now(window, window.entry); }
-  __device__ void take(const NibbleWindow& window, const NibbleEntry& its_entry) {
-    entry = its_entry;
+  __device__ void take(const NibbleWindow& window) {
+    entry = window.entry;
     v01 = __funnelshift_r(window.w0, window.w1, window.position);
     v23 = __funnelshift_r(window.w1, 0, window.position);
   }
   /// The same, here and now: it cannot sink below what gives the words up.
-  __device__ void take_now(const NibbleWindow& window, const NibbleEntry& its_entry) {
-    entry = its_entry;
+  __device__ void take_now(const NibbleWindow& window) {
+    entry = window.entry;
     asm volatile("shf.r.wrap.b32 %0, %1, %2, %3;"
                  : "=r"(v01)
                  : "r"(window.w0), "r"(window.w1), "r"(window.position));

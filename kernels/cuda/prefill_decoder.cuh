@@ -34,8 +34,8 @@ class TierReader {
   /// After a chunk's last block what comes is of no use.
   template <int kHalf>
   __device__ void load_entries() {
-    // A byte of offsets below the table's address, rather than IDP as in NibbleDecoder: fewer registers are
-    // read, for which the tensor cores wait.
+    // 8 · mask_nibbles: a byte of offsets below the table's address, rather than IDP as in NibbleDecoder:
+    // fewer registers are read, for which the tensor cores wait.
     const uint32_t offsets = (kHalf ? mask_ >> 1 : mask_ << 3) & 0x78787878u;
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i)
@@ -58,8 +58,8 @@ class TierReader {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       NibbleValues values;
-      if (kHalf == 0) values.take(windows_[i], entries_of_[kHalf][i]);
-      if (kHalf == 1) values.take_now(windows_[i], entries_of_[kHalf][i]);
+      if (kHalf == 0) values.take(windows_[i]);
+      if (kHalf == 1) values.take_now(windows_[i]);
       values.assemble(a + 2 * i);
     }
   }

@@ -4,6 +4,7 @@
 
 #include <cuda.h>
 
+#include "kernels/cuda/piece_ring.cuh"
 #include "kernels/cuda/prefill_problem.cuh"
 #include "kernels/cuda/ptx_cluster.cuh"
 
@@ -49,11 +50,7 @@ class PieceFeed {
   __device__ bool bring(const SharedMap& map, int strip, uint64_t policy) {
     const uint32_t slot = brought_ % kRingPieces;
     if (!ptx::barrier_test(map.piece_empty(strip) + 8 * slot, (brought_ / kRingPieces & 1) ^ 1)) return false;
-    const uint32_t full = map.piece_full(strip) + 8 * slot;
-    // Into the last slot a row more: the ring's last row repeats its first.
-    const uint32_t bytes = slot == kRingPieces - 1 ? kPieceBytes + kTrackRowBytes : kPieceBytes;
-    ptx::barrier_arrive_expect(full, bytes);
-    ptx::copy_bulk(map.ring(strip) + slot * kPieceBytes, from_, bytes, full, policy);
+    copy_piece(map.ring(strip), slot, map.piece_full(strip) + 8 * slot, from_, policy);
     ++brought_;
     from_ += kPieceBytes;
     if (--left_ == 0) next_segment();
@@ -78,10 +75,7 @@ class PieceFeed {
     const StripPlace place = p_.w.places[strip];
     const uint32_t first = head_of(segment.begin)->first_row / kPieceRows;
     uint32_t end = place.pieces;
-    if (segment.end < p_.w.shape.chunks) {
-      const ChunkHead* after = head_of(segment.end);
-      end = after->first_row / kPieceRows + (after->waits >> 4);
-    }
+    if (segment.end < p_.w.shape.chunks) end = pieces_before(*head_of(segment.end));
     next_from_ = p_.w.values + (int64_t(place.row) + first * kPieceRows) * kTrackRowBytes;
     next_left_ = end - first;
   }
@@ -106,7 +100,7 @@ class RecordFeed {
     if (!ptx::barrier_test(map.record_empty(strip) + 8 * slot, (brought_ / 2 & 1) ^ 1)) return false;
     const int chunk = segment_.begin, blocks = block_begin(p_, chunk + 1) - block_begin(p_, chunk);
     const uint32_t full = map.record_full(strip) + 8 * slot;
-    const uint32_t bytes = uint32_t(sizeof(ChunkHead)) + uint32_t(blocks) * kMaskRowBytes;
+    const auto bytes = uint32_t(chunk_record_bytes(blocks));
     ptx::barrier_arrive_expect(full, bytes);
     ptx::copy_bulk(map.record(strip, slot), record_of(p_, strip_, chunk), bytes, full, policy);
     ++brought_;

@@ -29,7 +29,7 @@ constexpr int prefill_stage_bytes(int n_tile) {
 /// in the one before.
 struct alignas(128) PrefillStrip {
   uint8_t ring[kRingRows + 1][kTrackRowBytes];
-  uint8_t record[2][sizeof(ChunkHead) + kMaxChunkBlocks * kMaskRowBytes];
+  uint8_t record[2][chunk_record_bytes(kMaxChunkBlocks)];
 };
 
 /// What follows the X stages in shared memory; the strips come behind it. What is full has arrived in this

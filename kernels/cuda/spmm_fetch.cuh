@@ -1,6 +1,7 @@
 // How the Hopper SpMM (spmm_stream.cu) brings weights and X into shared memory.
 #pragma once
 
+#include "kernels/cuda/piece_ring.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/ptx_hopper.cuh"
 #include "kernels/cuda/spmm_shared.cuh"
@@ -17,11 +18,8 @@ __device__ inline void copy_record(uint32_t warp_map, uint32_t slot, const uint8
                  from, bytes, full, policy);
 }
 __device__ inline void copy_piece(uint32_t warp_map, uint32_t slot, const uint8_t* from, uint64_t policy) {
-  const uint32_t full = warp_map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * slot;
-  // Into the last slot a row more: the ring's last row repeats its first.
-  const uint32_t bytes = slot == kRingPieces - 1 ? kPieceBytes + kTrackRowBytes : kPieceBytes;
-  ptx::barrier_arrive_expect(full, bytes);
-  ptx::copy_bulk(warp_map + slot * kPieceBytes, from, bytes, full, policy);
+  cuda::copy_piece(warp_map, slot, warp_map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * slot, from,
+                   policy);
 }
 static_assert(offsetof(WarpMap, ring) == 0);
 
@@ -65,7 +63,7 @@ struct RecordFeed {
   /// What was in the slot must have been read by all lanes.
   __device__ void bring_next(const Problem& p, uint32_t warp_map, uint32_t slot, uint64_t policy) {
     if (left == 0) return;
-    const uint32_t bytes = uint32_t(sizeof(ChunkHead)) + walk.blocks(p) * kMaskRowBytes;
+    const auto bytes = uint32_t(chunk_record_bytes(walk.blocks(p)));
     if (starts_copy<kCopier>()) copy_record(warp_map, slot, from, bytes, policy);
     go_on(p, bytes);
   }
@@ -87,7 +85,7 @@ __device__ inline uint32_t pieces_before(const Problem& p, int strip, int chunk,
   if (chunk == p.shape.chunks) return place.pieces;
   const auto* after =
       reinterpret_cast<const ChunkHead*>(p.records + strip * p.record_bytes + record_begin(p, chunk));
-  return after->first_row / kPieceRows + (after->waits >> 4);
+  return spinfer::pieces_before(*after);
 }
 
 /// A multiplying warp's pieces, strip after strip, into its ring.
@@ -162,8 +160,8 @@ __device__ inline RunStart run_start(const Problem& p, int block, int warp) {
   const StripPlace place = p.places[strip];
   const uint32_t first = head->first_row / kPieceRows;
   const uint32_t last = pieces_before(p, strip, min(p.shape.chunks, end - team * p.shape.chunks), place);
-  return {uint32_t(record / 16), uint32_t(sizeof(ChunkHead)) + head->blocks * uint32_t(kMaskRowBytes),
-          place.row + first * kPieceRows, last - first};
+  return {uint32_t(record / 16), uint32_t(chunk_record_bytes(head->blocks)), place.row + first * kPieceRows,
+          last - first};
 }
 
 /// What a multiplying warp does to have its ring and its record slots refilled: it starts the copies itself.

@@ -54,8 +54,7 @@ size_t prefill_workspace_bytes(const GpuFacts& gpu) {
 std::string PrefillPlan::to_string() const {
   return fmt::format(
       "prefill: {}×{} tiles of {} rows × {} tokens, {} whole and {} shared among {} clusters, {} B shared, "
-      "{} "
-      "B workspace",
+      "{} B workspace",
       tiles_m, tiles_n, prefill_cluster_rows(n_tile), n_tile, whole_tiles, stream_tiles, clusters,
       shared_bytes, workspace_bytes);
 }

@@ -103,7 +103,7 @@ inline constexpr int kThreads = (kSpmmWarps + (kSpareRegisters<kN> ? 4 : 2)) * 3
 /// one before.
 struct alignas(128) WarpMap {
   uint8_t ring[kRingRows + 1][kTrackRowBytes];
-  uint8_t record[2][sizeof(ChunkHead) + kMaxChunkBlocks * kMaskRowBytes];
+  uint8_t record[2][chunk_record_bytes(kMaxChunkBlocks)];
   uint64_t piece_full[kRingPieces];
   uint64_t record_full[2];
   uint64_t piece_empty[kRingPieces];  // these only if kFeedingWarp

@@ -37,9 +37,6 @@ struct DecodeParams {
 };
 
 /// A chunk in shared memory: its record, then its rows, then what decoding its end touches.
-constexpr int chunk_record_bytes(int blocks) {
-  return int(sizeof(ChunkHead)) + blocks * kMaskRowBytes;
-}
 constexpr int chunk_bytes(int blocks, int rows) {
   return (chunk_record_bytes(blocks) + (rows + 2) * kTrackRowBytes + 127) / 128 * 128;
 }

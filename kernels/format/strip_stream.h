@@ -68,6 +68,15 @@ struct alignas(16) ChunkHead {
 };
 static_assert(sizeof(ChunkHead) == 144);
 
+/// Pieces of a strip that the chunks before this one need.
+constexpr uint32_t pieces_before(const ChunkHead& head) {
+  return head.first_row / kPieceRows + (head.waits >> 4);
+}
+/// A head and the masks behind it.
+constexpr int chunk_record_bytes(int blocks) {
+  return int(sizeof(ChunkHead)) + blocks * kMaskRowBytes;
+}
+
 /// Bank << 11 | first half << 4 | which 32 tracks.
 constexpr uint32_t chunk_start(int track, int half) {
   return uint32_t(track % kStripLanes) << 11 | uint32_t(half) << 4 | uint32_t(track / kStripLanes);
