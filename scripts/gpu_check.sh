@@ -167,7 +167,7 @@ if wanted sanitizer; then
     own=0
     [ $tool != racecheck ] || own=1
     sanitize() {
-      SPINFER_GPU_TEST_REDUCED=1 SPINFER_GPU_TEST_OWN_KERNELS=$own timeout 90 "$sanitizer" --tool "$tool" --error-exitcode 9 \
+      SPINFER_GPU_TEST_REDUCED=1 SPINFER_GPU_TEST_RACECHECK=$own timeout 90 "$sanitizer" --tool "$tool" --error-exitcode 9 \
         --kernel-name kernel_substring=spinfer "$1" --gtest_filter="$2"
     }
     if { sanitize "$tests" "${SPINFER_SANITIZER_FILTER:-*:-*AllocationFailure*}" &&

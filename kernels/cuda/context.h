@@ -69,6 +69,9 @@ class Context {
   void account_graph(int64_t bytes) { info_.graph_bytes += bytes; }
   /// Ops whose bit (1 << OpKind) is set are not run, see Backend::leave_out.
   uint32_t left_out = 0;
+  /// The SpMM kernels let slots of shared memory go in the one way that compute-sanitizer's racecheck follows
+  /// (piece_ring.cuh). Much slower; for tests.
+  bool for_racecheck = false;
   /// [kFlags], zero between kernels: whoever raises one sees to it that it is lowered in the same launch.
   static constexpr int kFlags = 4096;
   int* flags() const { return flags_; }

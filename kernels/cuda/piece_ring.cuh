@@ -9,6 +9,14 @@
 
 namespace spinfer::cuda {
 
+/// 1, or 32 for compute-sanitizer's racecheck. It follows a lane's arrival at a barrier for that lane's own
+/// accesses only, and of the barriers that lanes of a warp test in one instruction only the first lane's. So
+/// for it all lanes tell that their warp is done with a slot, not one of them behind a __syncwarp; and those
+/// of a feeding warp look whether slots are free in turn, not all at once.
+__device__ inline int lanes_followed(bool for_racecheck) {
+  return for_racecheck ? 32 : 1;
+}
+
 /// By one lane: the piece at `from` into a slot of the ring at shared address `ring`; `full` is the slot's
 /// barrier.
 __device__ inline void copy_piece(uint32_t ring, uint32_t slot, uint32_t full, const uint8_t* from,

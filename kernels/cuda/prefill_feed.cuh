@@ -117,7 +117,9 @@ class RecordFeed {
   bool more_;
 };
 
-/// One warp: a lane brings the pieces of one of the block's strips, another its records.
+/// One warp: a lane brings the pieces of one of the block's strips, another its records. Waits for the
+/// cluster's barrier once all slots are full: before a slot is used again, although nothing here needs the
+/// other block, because compute-sanitizer's racecheck lets no warp of a cluster pass until all wait.
 __device__ inline void feed_strips(const Problem& p, const SharedMap& map, int cluster, int block) {
   constexpr int kLanes = 16;
   const int lane = int(threadIdx.x % 32), strip = lane % kLanes;
@@ -126,12 +128,27 @@ __device__ inline void feed_strips(const Problem& p, const SharedMap& map, int c
   const uint64_t policy = p.tiles_n == 1 ? ptx::evict_first_policy() : ptx::evict_normal_policy();
   PieceFeed pieces(p, map, cluster, block, lane < kLanes ? strip : INT32_MAX);
   RecordFeed records(p, cluster, block, lane < kLanes ? INT32_MAX : strip);
+  bool waited = false;
   while (__any_sync(~0u, pieces.more() || records.more())) {
     bool brought = false;
-    if (pieces.more()) brought = pieces.bring(map, strip, policy);
-    if (records.more()) brought = records.bring(map, strip, policy);
-    if (!__any_sync(~0u, brought)) __nanosleep(250);
+    const int turns = lanes_followed(p.for_racecheck);
+#pragma unroll 1
+    for (int turn = 0; turn < turns; ++turn) {
+      if (lane % turns == turn) {
+        if (pieces.more()) brought = pieces.bring(map, strip, policy);
+        if (records.more()) brought = records.bring(map, strip, policy);
+      }
+      __syncwarp();
+    }
+    if (__any_sync(~0u, brought)) continue;
+    if (waited) {
+      __nanosleep(250);
+    } else {
+      ptx::cluster_wait();
+      waited = true;
+    }
   }
+  if (!waited) ptx::cluster_wait();
 }
 
 /// One thread: this block's half of every X tile, multicast to both blocks of the cluster.

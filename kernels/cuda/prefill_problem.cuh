@@ -28,6 +28,7 @@ struct Problem {
   int* flags;  ///< [cluster][block][warpgroup], zero between launches: 1 = partial sums are there
   __half* y;
   Epilogue epilogue;
+  bool for_racecheck;  ///< see piece_ring.cuh
 };
 
 /// StripShape::block_begin without a division: chunk · blocks / chunks < 2^32 / chunks, so the rounding never

@@ -87,6 +87,7 @@ void spmm_stream(Context& context, const SpmmArgs& args) {
                    reinterpret_cast<__half*>(norm->x)};
   p.partials = static_cast<float4*>(context.partial_sums());
   CUtensorMap map{};
+  p.for_racecheck = context.for_racecheck;
   p.x_by_copy = uses_wgmma(plan.n_tile)
                     ? make_activation_map(map, args.x, args.n, shape.k, plan.n_tile)
                     : shape.k % kBlockColumns == 0 && reinterpret_cast<uintptr_t>(args.x) % 16 == 0;

@@ -188,7 +188,7 @@ struct OwnFeed {
     records.bring_next(p, map, 1, policy);
   }
   /// All lanes have read piece `given_up`, from 0 on.
-  __device__ void give_up_piece(uint32_t /*given_up*/) {
+  __device__ void give_up_piece(const Problem&, uint32_t /*given_up*/) {
     pieces.bring_next(map, policy);
   }
   /// Before the first pieces of a strip are waited for. The chunk before is not closed yet, and may have had
@@ -209,13 +209,13 @@ struct FeedingWarp {
 
   __device__ FeedingWarp(const Problem&, const RunOfWarp&, uint32_t map, uint64_t) : map(map) {}
   __device__ void fill(const Problem&, uint32_t) {}
-  __device__ void give_up_piece(uint32_t given_up) {
-    if (ptx::elect_one())
+  __device__ void give_up_piece(const Problem& p, uint32_t given_up) {
+    if (ptx::elect_one() || p.for_racecheck)
       ptx::barrier_arrive(map + uint32_t(offsetof(WarpMap, piece_empty)) + 8 * (given_up % kRingPieces));
   }
   __device__ void begin_strip(const Problem&, uint32_t) {}
-  __device__ void give_up_record(const Problem&, uint32_t record, uint32_t) {
-    if (ptx::elect_one())
+  __device__ void give_up_record(const Problem& p, uint32_t record, uint32_t) {
+    if (ptx::elect_one() || p.for_racecheck)
       ptx::barrier_arrive(map + uint32_t(offsetof(WarpMap, record_empty)) + 8 * (record & 1));
   }
 };
@@ -251,17 +251,23 @@ __device__ inline void feed_rings(const Problem& p, SharedMap<kN>& shared, const
     bool ready = false;
     const bool filled = pieces.brought >= kRingPieces || pieces.left == 0;
     const bool ring_filled = __shfl_sync(~0u, filled, ring);
-    if (pieces.left > 0) {
-      ready = filled ? is_free(piece_empty, pieces.brought, kRingPieces)
-                     : ptx::barrier_test(piece_full + 8 * (pieces.brought - 1), 0) ||
-                           ptx::barrier_test(x_full, 0);
-      if (ready) {
-        pieces.bring_next(map, policy);
-        pieces.next(p);
+    const int turns = lanes_followed(p.for_racecheck);
+#pragma unroll 1
+    for (int turn = 0; turn < turns; ++turn) {
+      if (lane % turns != turn) {
+      } else if (pieces.left > 0) {
+        ready = filled ? is_free(piece_empty, pieces.brought, kRingPieces)
+                       : ptx::barrier_test(piece_full + 8 * (pieces.brought - 1), 0) ||
+                             ptx::barrier_test(x_full, 0);
+        if (ready) {
+          pieces.bring_next(map, policy);
+          pieces.next(p);
+        }
+      } else if (records.left > 0) {
+        ready = ring_filled && is_free(record_empty, records_brought, 2);
+        if (ready) records.bring_next(p, map, records_brought++ & 1, policy);
       }
-    } else if (records.left > 0) {
-      ready = ring_filled && is_free(record_empty, records_brought, 2);
-      if (ready) records.bring_next(p, map, records_brought++ & 1, policy);
+      __syncwarp();
     }
     if (!__any_sync(~0u, ready)) __nanosleep(32);
   }

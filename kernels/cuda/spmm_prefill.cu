@@ -55,11 +55,9 @@
 //            its sums: 3 to 4 % slower, as none ends early and the next launch starts late. Stages of 64
 //            columns where only two fit: 3 to 9 % slower. Pieces asked into the L2 ahead, or let go by as
 //            many lanes: 1 to 3 % slower.
-// Checked    against the reference with memcheck and synccheck clean, and with random delays of both sides of
-//            the rings. racecheck stands still where a ring's slot is used again (LinearGpu.EverySparsity, a
-//            dense matrix): why is not understood; a review of phases and counts found nothing that could
-//            wait for ever. Before the rings its tests never used a slot twice, nor do they a stage of X.
-//            Behind a segment's last chunk the loads of no use may meet the next segment's copies.
+// Checked    against the reference with memcheck, synccheck and racecheck clean, the last with slots used
+// again
+//            and let go as it follows (lanes_followed); and with random delays of both sides of the rings.
 // Next       chunks of four blocks were 2 to 5 % faster still with two slots, where their heads weigh more:
 //            what of that the rings lose by letting pieces go and waiting for them.
 #include <cuda.h>
@@ -177,13 +175,17 @@ class Consumer {
     for (; count > 0; --count, ++arrived_)
       ptx::barrier_wait(map_.piece_full(strip_) + 8 * (arrived_ % kRingPieces), arrived_ / kRingPieces & 1);
   }
+  /// For this warp.
+  __device__ bool arrives() const {
+    return lane_ == 0 || p_.for_racecheck;
+  }
   /// This warp has read all it needs of the next pieces: when the other tier's has too they may go.
   __device__ void give_up_pieces(uint32_t count) {
     if (count == 0) return;
     __syncwarp();  // all lanes have read them
 #pragma unroll 1
     for (; count > 0; --count, ++given_up_)
-      if (lane_ == 0) ptx::barrier_arrive(map_.piece_empty(strip_) + 8 * (given_up_ % kRingPieces));
+      if (arrives()) ptx::barrier_arrive(map_.piece_empty(strip_) + 8 * (given_up_ % kRingPieces));
   }
   /// Waits for the next chunk's record and for the pieces of its first block, and goes to it.
   __device__ void enter_chunk(Reader& reader, bool first_of_segment) {
@@ -203,7 +205,7 @@ class Consumer {
   /// All of the chunk has been read.
   __device__ void leave_chunk() {
     __syncwarp();  // by all lanes
-    if (lane_ == 0) ptx::barrier_arrive(map_.record_empty(strip_) + 8 * (record_ & 1));
+    if (arrives()) ptx::barrier_arrive(map_.record_empty(strip_) + 8 * (record_ & 1));
     ++record_;
   }
 
@@ -252,7 +254,6 @@ class Consumer {
             if (--chunks > 0) {
               enter_chunk(reader, false);
             } else {
-              give_up_pieces(arrived_ - given_up_);
               reader.finish();
             }
             reader.template load_entries<0>();
@@ -270,6 +271,7 @@ class Consumer {
       first = false;
       if (blocks_ == 0) break;
     }
+    give_up_pieces(arrived_ - given_up_);
     ptx::wgmma_wait<0>();
     release_stage(last);
     if (last + 1 < kStages) skip_round(last + 1);
@@ -336,6 +338,7 @@ __device__ void multiply(const Problem& p, const CUtensorMap* x) {
   const int block = int(ptx::cluster_rank()), cluster = int(blockIdx.x) / kPrefillClusterBlocks;
   if (threadIdx.x / 32 == 1) table.fill(int(threadIdx.x % 32));
   if (threadIdx.x == 0) {
+    const uint32_t readers = kStripTiers * lanes_followed(p.for_racecheck);
 #pragma unroll 1
     for (int i = 0; i < prefill_stages(kN); ++i) {
       ptx::barrier_init(map.x_full(i), 1);
@@ -344,12 +347,12 @@ __device__ void multiply(const Problem& p, const CUtensorMap* x) {
 #pragma unroll 1
     for (int i = 0; i < kStrips * kRingPieces; ++i) {
       ptx::barrier_init(map.piece_full(0) + 8 * i, 1);
-      ptx::barrier_init(map.piece_empty(0) + 8 * i, kStripTiers);
+      ptx::barrier_init(map.piece_empty(0) + 8 * i, readers);
     }
 #pragma unroll 1
     for (int i = 0; i < kStrips * 2; ++i) {
       ptx::barrier_init(map.record_full(0) + 8 * i, 1);
-      ptx::barrier_init(map.record_empty(0) + 8 * i, kStripTiers);
+      ptx::barrier_init(map.record_empty(0) + 8 * i, readers);
     }
     ptx::barrier_init_fence();
   }
@@ -360,8 +363,11 @@ __device__ void multiply(const Problem& p, const CUtensorMap* x) {
   if (group < 0) {
     ptx::registers_down<Threads<kN>::kProducerRegisters>();
     const int warp = int(prefill::uniform(threadIdx.x / 32));
-    if (warp == 1) prefill::feed_strips(p, map, cluster, block);
-    ptx::cluster_wait();  // the other block's barriers exist
+    if (warp == 1) {
+      prefill::feed_strips(p, map, cluster, block);
+    } else {
+      ptx::cluster_wait();  // the other block's barriers exist
+    }
     if (threadIdx.x == 0) prefill::feed_x<kN>(p, map, x, cluster, block);
     if (warp == 2) publish_partials(p, cluster, block);
     __syncwarp();
@@ -450,6 +456,7 @@ void spmm_prefill(Context& context, const StripStream& w, const LinearArgs& args
   const uint64_t left = uint64_t(shape.blocks() % shape.chunks);
   problem.block_fraction = left ? uint32_t((left << 32) / uint64_t(shape.chunks) + 1) : 0;
   problem.partials = reinterpret_cast<float*>(scratch);
+  problem.for_racecheck = context.for_racecheck;
   problem.flags = context.flags();
   problem.y = reinterpret_cast<__half*>(args.y);
   problem.epilogue = epilogue_of(args);

@@ -61,7 +61,8 @@ struct Problem {
   bool gated;  // y is act(tier 0) · tier 1
   NormOfX norm_of_x;
   NormOfY norm_of_y;
-  float4* partials;  // [grid][2][kSpmmWarps][n_tile / 4][32], between launches kAbsentSum in every word
+  bool for_racecheck;  // see piece_ring.cuh
+  float4* partials;    // [grid][2][kSpmmWarps][n_tile / 4][32], between launches kAbsentSum in every word
 };
 
 /// Room for X in a stage, in blocks of 64 columns: each stage costs a warp some 40 instructions, so few

@@ -368,11 +368,11 @@ struct StripCursor {
   }
   /// What the head says of the border behind a block whose windows have all been read. Gives up first: what
   /// is waited for may have to come in its place.
-  __device__ void pass(uint32_t event) {
+  __device__ void pass(const Problem& p, uint32_t event) {
     if (event >= 16) {
       __syncwarp();  // all lanes have read what is given up
 #pragma unroll 1
-      for (uint32_t i = event >> 4; i > 0; --i, ++given_up) feed.give_up_piece(given_up);
+      for (uint32_t i = event >> 4; i > 0; --i, ++given_up) feed.give_up_piece(p, given_up);
     }
     if (event & 15u) await_pieces(event & 15u);
   }
@@ -419,7 +419,7 @@ __device__ void multiply_chunk(const Problem& p, uint32_t x_stages, const Decode
       take_now(windows, values);
       if (kUseWgmma<kN>) x.let_go(lane);
       if (event != 0 || left == 1) {
-        if (event) cursor.pass(event);
+        if (event) cursor.pass(p, event);
         if (left == 1 && more) {
           cursor.read_head(1, lane);
           decoder.load_entries(cursor.head.masks, 0, entries);
@@ -484,8 +484,10 @@ __global__ void __launch_bounds__(kThreads<kN>, 1)
   const uint64_t policy = ptx::evict_first_policy();
   const RunStart start = p.runs[int(blockIdx.x) * kSpmmWarps + warp];
   if (lane == 0) {
+    const uint32_t readers = kFeedingWarp<kN> ? lanes_followed(p.for_racecheck) : 1;
     for (int i = 0; i < kWarpBarriers<kN>; ++i)
-      ptx::barrier_init(map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * i, 1);
+      ptx::barrier_init(map + uint32_t(offsetof(WarpMap, piece_full)) + 8 * i,
+                        i < kRingPieces + 2 ? 1 : readers);
   }
   ptx::barrier_init_fence();
   __syncwarp();  // its barriers before the warp's copies
