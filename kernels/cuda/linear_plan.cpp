@@ -13,8 +13,8 @@ namespace {
 /// / 70 % zeros on an H200, geometric mean of nine large matrices
 /// (scripts/results/h200_linear_prefill.json):
 ///   tokens       128          256          512          1024         2048
-///   fused    .83 .85 .86  .83 .85 .87  .82 .83 .85  .83 .85 .86  .81 .83 .85
-///   scratch  .38 .39 .40  .47 .49 .50  .62 .64 .65  .77 .78 .79  .87 .87 .87
+///   fused    .82 .85 .87  .83 .84 .86  .81 .83 .84  .83 .84 .86  .82 .83 .85
+///   scratch  .37 .38 .40  .46 .48 .49  .62 .64 .65  .76 .78 .79  .87 .87 .87
 constexpr int kFusedTokens = 1024;
 
 }  // namespace
