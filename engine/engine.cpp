@@ -16,6 +16,7 @@
 #include "engine/request_output.h"
 #include "engine/scheduler.h"
 #include "engine/tensor_parallel.h"
+#include "engine/tokenizer_hints.h"
 #include "engine/warm_up.h"
 #include "kernels/check.h"
 #include "kernels/thread_pool.h"
@@ -31,21 +32,15 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// Seed of a request that names none: SplitMix64 of the engine's seed and the request's number.
+/// Seed of a request that names none.
 uint64_t draw_seed(uint64_t engine_seed, RequestId id) {
-  uint64_t z = engine_seed + 0x9e3779b97f4a7c15ull * (id + 1);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  return z ^ (z >> 31);
+  return random_bits(engine_seed, id + 1);
 }
 
 std::optional<Tokenizer> load_tokenizer(const EngineOptions& options, const ModelConfig& config) {
   const std::filesystem::path directory = options.directory();
   if (!Tokenizer::present(directory)) return std::nullopt;
-  return Tokenizer::load(directory, {.model_type = config.model_type,
-                                     .vocab_size = int32_t(config.vocab_size),
-                                     .bos_id = config.bos_id,
-                                     .eos_ids = config.eos_ids});
+  return Tokenizer::load(directory, tokenizer_hints(config));
 }
 
 /// Adds up the progress of ranks that load at the same time, and stops them all with the error of the first
@@ -219,7 +214,7 @@ struct Engine::State {
                    .max_num_batched_tokens = plan.limits.max_tokens,
                    .max_logits = plan.limits.max_logits},
                   kv) {
-    run_ahead = options.run_ahead.value_or(backend.name != std::string_view("cpu"));
+    run_ahead = options.run_ahead.value_or(!backend.host);
     if (run_ahead) this->ranks->on_all([](Runner& runner) { runner.feed_tokens_back(); });
     eos_ids = this->config.eos_ids;
     if (this->tokenizer && eos_ids.empty()) eos_ids = this->tokenizer->eos_ids();
@@ -294,8 +289,7 @@ bool Engine::State::queue_step() {
 /// With the watchdog: `body` owns what it uses.
 void Engine::State::on_all(std::function<void(Runner&)> body) {
   constexpr double kOnGpus = 30;
-  const bool host = backend.name == std::string_view("cpu");
-  ranks->on_all(std::move(body), options.watchdog_seconds.value_or(host ? 0 : kOnGpus));
+  ranks->on_all(std::move(body), options.watchdog_seconds.value_or(backend.host ? 0 : kOnGpus));
 }
 
 /// The results of the oldest queued step; none if a device failed.
@@ -406,7 +400,7 @@ void Engine::State::close(RequestId id) {
 std::unique_ptr<Engine> Engine::create(const EngineOptions& options) {
   check_engine_options(options);
   const Backend& backend = options.backend ? *options.backend : select_backend(options.device);
-  const bool host = backend.name == std::string_view("cpu");
+  const bool host = backend.host;
   ModelConfig config = load_config(options.model);
   check(config.vocab_size <= backend.most_vocab,
         "{}: a vocabulary of {}: the {} backend samples from at most {}", options.model.string(),
@@ -433,7 +427,7 @@ std::unique_ptr<Engine> Engine::create(const EngineOptions& options) {
 }
 
 void Engine::warm_up(const std::function<bool()>& go_on) {
-  if (backend_name() == std::string_view("cpu")) return;
+  if (backend().host) return;
   const MemoryPlan& plan = state_->plan;
   const auto run = [&](const std::shared_ptr<const Batch>& batch) {
     state_->on_all([batch](Runner& runner) { runner.submit(*batch); });
@@ -506,8 +500,8 @@ int64_t Engine::max_model_len() const {
 int Engine::ranks() const {
   return state_->ranks->world();
 }
-const char* Engine::backend_name() const {
-  return state_->backend.name;
+const Backend& Engine::backend() const {
+  return state_->backend;
 }
 StepStats Engine::last_step() const {
   return state_->last_step;
@@ -548,7 +542,7 @@ MemoryReport Engine::memory() const {
     rank.kv_bytes = runner.device().bytes(MemoryUse::kv_cache);
     rank.workspace_bytes = workspace + beside;
     rank.peak_bytes = runner.device().peak_bytes() + beside;
-    if (backend_name() != std::string_view("cpu")) rank.driver_bytes = info.total_bytes - info.free_bytes;
+    if (!backend().host) rank.driver_bytes = info.total_bytes - info.free_bytes;
     memory.weights_bytes += rank.weights_bytes;
     memory.kv_bytes += rank.kv_bytes;
     memory.workspace_bytes += workspace;

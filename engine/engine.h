@@ -146,7 +146,7 @@ class Engine {
   const Tokenizer* tokenizer() const;  ///< null where the directory has no tokenizer files
   int64_t max_model_len() const;
   int ranks() const;
-  const char* backend_name() const;  ///< "cpu", "cuda"
+  const Backend& backend() const;
   MemoryReport memory() const;
   EngineStats stats() const;
   StepStats last_step() const;

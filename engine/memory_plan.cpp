@@ -69,8 +69,7 @@ void check_workspace(const ModelConfig& config, const EngineOptions& options, co
   if (tokens > 0) {
     fail(
         "{}: the workspace for steps of {} tokens needs {} bytes, {} are left beside {} bytes of weights; "
-        "lower "
-        "--max-num-batched-tokens to {}",
+        "lower --max-num-batched-tokens to {}",
         budget.device, plan.limits.max_tokens, plan.workspace_bytes, std::max<int64_t>(budget.left_bytes, 0),
         budget.weights_bytes, tokens);
   }

@@ -5,9 +5,8 @@
 //   1. one token of every running request that decodes;
 //   2. the next chunk of running requests whose prompt is not done, oldest first;
 //   3. waiting requests, first come first served: the head is admitted when the cache has blocks for all its
-//   tokens and
-//      one more for each running request (so that admission does not cause preemption at once); nobody
-//      overtakes it.
+//      tokens and one more for each running request (so that admission does not cause preemption at once);
+//      nobody overtakes it.
 // When a decoding request finds no block, the youngest running request gives up its blocks, returns to the
 // head of the queue, and later recomputes. So every running request is older than every waiting one, the
 // oldest always advances, and all end.
@@ -70,10 +69,9 @@ class Scheduler {
   int running() const { return int(running_.size()); }
   int waiting() const { return int(waiting_.size()); }
   int64_t preemptions() const { return preemptions_; }
-  int64_t prefix_queried_tokens() const {
-    return prefix_queried_;
-  }                                                          ///< prompt tokens looked up in the prefix cache
-  int64_t prefix_hit_tokens() const { return prefix_hit_; }  ///< and those found there
+  /// Prompt tokens looked up in the prefix cache, and those found there.
+  int64_t prefix_queried_tokens() const { return prefix_queried_; }
+  int64_t prefix_hit_tokens() const { return prefix_hit_; }
 
  private:
   struct Budget {

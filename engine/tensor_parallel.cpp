@@ -151,7 +151,7 @@ class TensorParallel::Threads {
 
 TensorParallel::TensorParallel(const Backend& backend, int world, const DeviceOptions& options)
     : backend_(backend), runners_(size_t(world)) {
-  const bool host = backend.name == std::string_view("cpu");
+  const bool host = backend.host;
   if (!host && world > backend.device_count()) {
     throw UsageError(fmt::format("--tp {}: this machine has {} usable GPUs", world, backend.device_count()));
   }

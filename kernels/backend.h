@@ -46,6 +46,7 @@ inline constexpr int kMarks = 8;
 
 struct Backend {
   const char* name;  ///< "cpu", "cuda"
+  bool host;         ///< its one device is this process's own threads and memory
   int most_vocab;    ///< the longest row of logits that can be sampled
 
   int (&device_count)();

@@ -22,8 +22,8 @@ std::vector<GpuBenchShape> large_shapes();
 
 struct GpuBenchOptions {
   std::vector<GpuBenchShape> shapes;  ///< the paper's are `paper_shapes` (kernels/bench/linear_bench.h)
-  std::vector<int> n;              ///< tokens, ≥ 1
-  std::vector<double> sparsities;  ///< 0 … 1
+  std::vector<int> n;                 ///< tokens, ≥ 1
+  std::vector<double> sparsities;     ///< 0 … 1
   /// "auto" (what the engine would run), "smbd", "stream", "scratch", "fused", "cusparse"; each gives rows of
   /// its own.
   std::vector<std::string> kernels = {"auto"};
@@ -46,7 +46,8 @@ struct GpuBenchRow {
   double rel_error = 0;      ///< against fp32 accumulation, on a sample of rows
   int64_t packed_bytes = 0;  ///< the size formula
   int64_t device_bytes = 0;  ///< what the kernel's layout takes
-  double prepare_gbps = 0;   ///< formula bytes on the device over the time to make that layout of them, at load
+  double prepare_gbps =
+      0;  ///< formula bytes on the device over the time to make that layout of them, at load
   std::string dense_algorithm;
   std::vector<double> samples_us, dense_samples_us;  ///< one per batch
 };
@@ -63,7 +64,7 @@ struct GpuBenchReport {
 GpuBenchReport run_gpu_linear_bench(const GpuBenchOptions& options,
                                     const std::function<void(const GpuBenchRow&)>& on_row = {});
 
-/// The report as one JSON document (`rows_only`: the array that CLI.md's `bench kernel` defines), and as CSV
+/// The report as one JSON document (`rows_only`: the array that `bench kernel --json` prints), and as CSV
 /// lines.
 std::string to_json(const GpuBenchReport& report, bool rows_only);
 std::string to_csv(const GpuBenchReport& report);

@@ -131,7 +131,7 @@ struct SequenceBatch {
   int count = 0;                         ///< sequences
   const int32_t* query_start = nullptr;  ///< [count + 1]
   const int32_t* context_len = nullptr;  ///< [count]
-  const int32_t* block_table = nullptr;  ///< [count][max_blocks]: block of tokens [16 i, 16 i + 16)
+  const int32_t* block_table = nullptr;  ///< [count][max_blocks]: entry i has tokens block_size · i …
   int max_blocks = 0;
   int max_query_len = 0;  ///< host copies of the maxima, for choosing a launch
   int max_context_len = 0;
@@ -258,13 +258,9 @@ constexpr uint64_t random_bits(uint64_t key, uint64_t index) {
   return z ^ (z >> 31);
 }
 
-/// The uniform draw in [0, 1) that sampling uses: the same on every backend. SplitMix64 of (seed, step).
+/// The uniform draw in [0, 1) that sampling uses: the same on every backend.
 constexpr float sample_uniform(uint64_t seed, uint32_t step) {
-  uint64_t z = seed + 0x9e3779b97f4a7c15ull * (uint64_t{step} + 1);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  z ^= z >> 31;
-  return float(z >> 40) * 0x1p-24f;
+  return float(random_bits(seed, uint64_t{step} + 1) >> 40) * 0x1p-24f;
 }
 
 }  // namespace spinfer

@@ -1,7 +1,6 @@
 // Matrices as compressed-tensors stores them in its "sparse-bitmask" format (untrusted): "<name>.compressed"
 // holds the nonzeros row after row, "<name>.bitmask" U8 [m][⌈k/8⌉] a bit for each element, the lowest first;
-// "<name>.shape" and
-// "<name>.row_offsets" repeat what these say and are not read.
+// "<name>.shape" and "<name>.row_offsets" repeat what these say and are not read.
 #pragma once
 
 #include <cstdint>

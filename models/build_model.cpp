@@ -178,7 +178,7 @@ class Builder {
           source_.block(part.name, part.m, spec.k, share_of(part.rows, part.m, config_, shard_), cols));
     }
     const auto is_dense = [](const HostMatrix& b) { return std::holds_alternative<DenseMatrix>(b); };
-    const bool host = device_.ops().name == std::string_view("cpu");  // reads the weights where they are
+    const bool host = device_.ops().host;  // reads the weights where they are
     if (!host && std::all_of(blocks.begin(), blocks.end(), is_dense))
       return copied(blocks, packing, bias, spec.gated);
     return device_.ops().prepare_linear(device_.context(), stack(std::move(blocks), packing), bias,

@@ -228,8 +228,7 @@ Checkpoint::Packed Checkpoint::make_packed(const std::string& name, const Locate
   validate(view, bitmap_bytes.size() / sizeof(uint64_t), value_bytes.size() / sizeof(Half),
            offset_bytes.size() / size_t(dtype_bytes(offsets.dtype)), label.c_str());
   check(!any_non_finite(view.values, view.nonzeros), "{}: {}", label, kWeightRange);
-  return {&file, TcaBmeMatrix(view, file.file()),
-          int64_t(bitmap_bytes.size() + value_bytes.size() + offset_bytes.size())};
+  return {&file, TcaBmeMatrix(view, file.file())};
 }
 
 namespace {
@@ -249,12 +248,6 @@ const Checkpoint::Located* Checkpoint::find(const std::string& name) const {
 }
 const Checkpoint::Packed* Checkpoint::find_packed(const std::string& name) const {
   return find_named(packed_, name);
-}
-
-int64_t Checkpoint::stored_bytes(const std::string& name) const {
-  if (const auto* packed = find_packed(name)) return packed->bytes;
-  const auto* located = find(name);
-  return located ? int64_t(located->entry->end - located->entry->begin) : 0;
 }
 
 DenseMatrix Checkpoint::tensor(const TensorSpec& spec) const {

@@ -3,9 +3,8 @@
 //
 // Packed: a matrix "<name>" is stored as "<name>.tca_bme.bitmaps" U64 [group tiles][64],
 // "<name>.tca_bme.offsets" U32 or U64 [group tiles + 1] and "<name>.tca_bme.values" F16 [nonzeros]; the
-// file's metadata holds kPackedVersionKey and, under
-// "<name>.tca_bme.shape", "M K". Linears that stay dense, and everything else, are stored as in any other
-// checkpoint.
+// file's metadata holds kPackedVersionKey and, under "<name>.tca_bme.shape", "M K". Linears that stay dense,
+// and everything else, are stored as in any other checkpoint.
 //
 // Matrices in the sparse-bitmask format of compressed-tensors (models/bitmask_tensor.h) are read as dense
 // ones.
@@ -48,8 +47,6 @@ class Checkpoint {
     return find(name) || find_packed(name) || find(name + kBitmaskSuffix);
   }
   bool is_packed(const std::string& name) const { return find_packed(name) != nullptr; }
-  /// Bytes in the file; 0 if it is not there.
-  int64_t stored_bytes(const std::string& name) const;
 
   /// A tensor [rows][cols], or a vector if cols = 0 (one row then). In place where it is stored as fp16.
   DenseMatrix tensor(const TensorSpec& spec) const;
@@ -70,7 +67,6 @@ class Checkpoint {
   struct Packed {
     const SafetensorsFile* file;
     TcaBmeMatrix matrix;
-    int64_t bytes;
   };
   void open_single(const std::filesystem::path& file);
   void open_sharded(const std::filesystem::path& index);

@@ -44,7 +44,7 @@ struct LayerWeights {
   NormProducts qkv_products, mlp_in_products;  ///< with attn_norm and mlp_norm
 };
 
-/// Bytes and sparsity of what was loaded, for reports. Counts cover all ranks' shares of this rank only.
+/// Bytes and sparsity of what was loaded, for reports. Of this rank, unless said.
 struct WeightReport {
   int64_t parameters = 0;      ///< of the whole model, tied weights once
   int64_t linear_weights = 0;  ///< elements of this rank's linears (LM head apart)

@@ -10,9 +10,8 @@
 #            `scripts/readme_figures.py --take` puts them where h200_NAME.json stand
 # --archive  a .tar.gz of all that, rewritten after every part
 # --only     some of tests,large,prefill,small,baselines,sanitizer (the default, in this order) and paper (the 31 matrices
-#            of Figure 10, with SMBD), cusparse, fused; engine (whole models against the CPU), latency (whole models, sparse
-#            and dense); serving (scripts/serving_check.py); hf (scripts/hf_agreement.py: torch, transformers); two_gpus
-#            (scripts/tensor_parallel_check.py)
+#            of Figure 10, with SMBD), cusparse, fused; latency (whole models, sparse and dense); serving (scripts/serving_check.py);
+#            hf (scripts/hf_agreement.py: torch, transformers); two_gpus (scripts/tensor_parallel_check.py)
 # Exit status 0 only if every part passed. SPINFER_COMMIT names the commit where neither .git nor a bundle's COMMIT does.
 set -uo pipefail
 from=$PWD
@@ -32,6 +31,12 @@ while [ $# -gt 0 ]; do
     --archive) archive=$(absolute "$2"); shift 2 ;;
     --only) only=$2; shift 2 ;;
     *) echo "gpu_check.sh: unknown argument $1 (see the head of the script)" >&2; exit 2 ;;
+  esac
+done
+for part in ${only//,/ }; do
+  case $part in
+    tests | large | prefill | small | baselines | sanitizer | paper | cusparse | fused | latency | serving | hf | two_gpus) ;;
+    *) echo "gpu_check.sh: --only $part: no such part (see the head of the script)" >&2; exit 2 ;;
   esac
 done
 mkdir -p "$out/logs"
@@ -111,11 +116,6 @@ if wanted latency; then
   run_latency opt-13b_length256 opt-13b --batch-size 16 --input-len 64 --output-len 192 --baseline dense
   run_latency llama-2-7b_prompt2048 llama-2-7b --batch-size 1 --input-len 2048 --output-len 16 --baseline dense
 fi
-if wanted engine; then
-  if timeout 120 "$(find_program engine_gpu_tests)" >"$logs/engine.log" 2>&1; then note engine "$(grep -c '^\[       OK' "$logs/engine.log") passed"
-  else failed+=(engine); note engine "FAILED: $(grep -m3 'Failure' -A12 "$logs/engine.log" | head -30)"; fi
-fi
-
 
 model_directory() {  # name in configs/models; a folder with that config and a LLaMA tokenizer, for servers with random weights
   local directory=$logs/model_$1
@@ -173,7 +173,7 @@ if wanted sanitizer; then
     if { sanitize "$tests" "${SPINFER_SANITIZER_FILTER:-*:-*AllocationFailure*}" &&
          sanitize "$(find_program cuda_ops_tests)" 'CudaLinear.*'; } >"$logs/$tool.log" 2>&1; then
       note "$tool" "clean ($(grep -c '^\[       OK' "$logs/$tool.log") tests)"
-    else failed+=("$tool"); note "$tool" "FAILED (status $?): $(grep -m2 '=========' "$logs/$tool.log" | tail -1)"; fi
+    else status=$?; failed+=("$tool"); note "$tool" "FAILED (status $status): $(grep -m2 '=========' "$logs/$tool.log" | tail -1)"; fi
   done
 fi
 

@@ -11,8 +11,6 @@
 namespace spinfer {
 namespace {
 
-constexpr size_t kMaxTemplateBytes = size_t{256} << 10;
-
 struct Source {
   std::string text;
   std::string problem = {};  ///< why there is no text

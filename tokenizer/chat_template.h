@@ -1,6 +1,7 @@
 // Chat templates: the Jinja text that a model directory brings, evaluated to the prompt of a conversation.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -16,6 +17,9 @@ struct ChatMessage {
   std::string content;
   std::string name = {};  ///< given to the template where not empty
 };
+
+/// Most that is read of a file that is only a template.
+inline constexpr int64_t kMaxTemplateBytes = 256 << 10;
 
 /// The template cannot be used, or refuses the conversation. One line.
 class ChatTemplateError : public std::runtime_error {

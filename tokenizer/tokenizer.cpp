@@ -27,10 +27,7 @@ std::unique_ptr<TokenizerImpl> load_impl(const FileSet& files, const TokenizerHi
     if (vocab != nullptr) fail_file(vocab->path, fmt::format("needs {}merges.txt beside it", prefix));
     if (merges != nullptr) fail_file(merges->path, fmt::format("needs {}vocab.json beside it", prefix));
   }
-  fail_file(
-      files.dir(),
-      "no tokenizer: looked for tokenizer.json, tokenizer.model, vocab.json + merges.txt, gpt2-vocab.json + "
-      "gpt2-merges.txt");
+  fail_file(files.dir(), fmt::format("no tokenizer: looked for {}", kTokenizerFiles));
 }
 
 std::optional<int64_t> most_bytes_per_id(const Vocabulary& vocabulary, const std::vector<AddedToken>& added,

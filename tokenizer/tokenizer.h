@@ -24,6 +24,10 @@ struct TokenizerHints {
 class FileSet;
 class TokenizerImpl;
 
+/// What a directory may hold, for messages: the first of these is taken.
+inline constexpr std::string_view kTokenizerFiles =
+    "tokenizer.json, tokenizer.model, vocab.json + merges.txt, gpt2-vocab.json + gpt2-merges.txt";
+
 /// Immutable after construction; encode and decode are const and thread-safe.
 ///
 /// Ids are those of Hugging Face's AutoTokenizer. Known, wanted differences: special tokens in a text are
@@ -32,11 +36,11 @@ class TokenizerImpl;
 /// is put after a text.
 class Tokenizer {
  public:
-  /// Takes the first of these that `dir` holds, which is AutoTokenizer's order: tokenizer.json;
-  /// tokenizer.model (SentencePiece, or tiktoken-style ranks as LLaMA-3 ships); vocab.json + merges.txt;
-  /// gpt2-vocab.json + gpt2-merges.txt. tokenizer_config.json, special_tokens_map.json and added_tokens.json
-  /// beside it are read too: BOS and EOS from all; where the main file is not tokenizer.json, also added
-  /// tokens, add_prefix_space and, of SentencePiece, "legacy" (absent: true, as transformers 4 has it).
+  /// Takes the first of kTokenizerFiles that `dir` holds, which is AutoTokenizer's order; tokenizer.model is
+  /// SentencePiece's, or tiktoken-style ranks as LLaMA-3 ships. tokenizer_config.json, special_tokens_map.json
+  /// and added_tokens.json beside it are read too: BOS and EOS from all; where the main file is not
+  /// tokenizer.json, also added tokens, add_prefix_space and, of SentencePiece, "legacy" (absent: true, as
+  /// transformers 4 has it).
   /// Throws std::runtime_error naming the file and what is wrong with it, or listing the files looked for.
   /// Files are read up to 64 MiB each, ids are below 2^20, pieces have at most 4096 bytes.
   static Tokenizer load(const std::filesystem::path& dir, const TokenizerHints& hints);

@@ -130,15 +130,14 @@ BenchResult bench_gpu(const KernelFlags& flags, const std::vector<LinearShape>& 
 void run_kernel_bench(const KernelFlags& flags) {
   const auto shapes = parse_shapes(flags.shapes);
   flags.common.check_one_rank("bench kernel");
-  (void)flags.common.engine_options();  // sets the log level
+  flags.common.apply_log_level();
   const Backend& backend = select_backend(flags.common.device);
   std::ofstream csv;
   if (!flags.csv.empty()) {  // opened first: a bench takes long
     csv.open(flags.csv);
     check(csv.good(), "{}: cannot be written", flags.csv);
   }
-  const bool on_cpu = backend.name == std::string_view("cpu");
-  const BenchResult result = on_cpu ? bench_cpu(flags, shapes) : bench_gpu(flags, shapes);
+  const BenchResult result = backend.host ? bench_cpu(flags, shapes) : bench_gpu(flags, shapes);
   if (!flags.csv.empty()) {
     csv << result.csv;
     csv.close();

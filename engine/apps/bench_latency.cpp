@@ -145,9 +145,8 @@ void print_tables(const LatencyFlags& flags, const std::vector<Measured>& sparse
   }
 }
 
-void write_csv(const LatencyFlags& flags, const std::vector<Measured>& sparse,
+void write_csv(const LatencyFlags& flags, std::ofstream& file, const std::vector<Measured>& sparse,
                const std::vector<Measured>& dense) {
-  std::ofstream file(flags.csv);
   file << "weights,batch_size,input_len,output_len,prefill_ms,ttft_ms,tpot_ms_median,tpot_ms_p90,tpot_ms_p99,"
           "tokens_per_s,peak_bytes,weights_bytes\n";
   const auto rows = [&](const char* name, const std::vector<Measured>& column) {
@@ -176,11 +175,16 @@ void check_lengths(const LatencyFlags& flags) {
 void run_latency(const LatencyFlags& flags) {
   flags.config.check_source(flags.common.model);
   check_lengths(flags);
+  std::ofstream csv;
+  if (!flags.csv.empty()) {  // opened first: a bench takes long
+    csv.open(flags.csv);
+    check_system(csv.good(), "{}: cannot be written", flags.csv);
+  }
   // One after the other: both at once may not fit.
   const std::vector<Measured> sparse = measure(flags, false);
   std::vector<Measured> dense;
   if (!flags.baseline.empty()) dense = measure(flags, true);
-  if (!flags.csv.empty()) write_csv(flags, sparse, dense);
+  if (!flags.csv.empty()) write_csv(flags, csv, sparse, dense);
   if (!flags.common.json) return print_tables(flags, sparse, dense);
   if (sparse.size() == 1) return print_json(row_json(flags, 0, sparse, dense));
   nlohmann::json rows = nlohmann::json::array();

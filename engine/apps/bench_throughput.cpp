@@ -196,8 +196,7 @@ class ThroughputRun {
     json["kv_bytes"] = memory.kv_bytes;
     json["weights_bytes"] = memory.weights_bytes;
     json["step_weights_bytes"] = memory.step_weights_bytes;
-    json["weights_in_cache"] =
-        engine_.backend_name() == std::string_view("cpu") && fits_cache(memory.step_weights_bytes);
+    json["weights_in_cache"] = engine_.backend().host && fits_cache(memory.step_weights_bytes);
     json["peak_bytes"] = memory.peak_bytes;
     json["driver_bytes"] = memory.driver_bytes;
     json["decode_steps"] = steps;

@@ -20,7 +20,6 @@
 namespace spinfer {
 namespace {
 
-constexpr int64_t kMaxTemplateBytes = 256 << 10;
 constexpr size_t kMaxTurnBytes = 16 << 20;
 constexpr const char* kHelp =
     "A line is a turn; end it with \\ to go on in the next, or put many lines between two lines of \"\"\".\n"
@@ -190,7 +189,7 @@ void run_chat(const ChatFlags& flags) {
     options.load_progress = bar.callback();
     engine = Engine::create(options);
   }
-  check(engine->tokenizer(), "{}: no tokenizer files", flags.common.model);
+  check(engine->tokenizer(), "{}: no tokenizer files ({})", flags.common.model, kTokenizerFiles);
   chat.take_missing_tokens(*engine->tokenizer());
   TurnReader reader;
   Conversation conversation(flags, *engine, std::move(chat));

@@ -3,7 +3,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -18,14 +17,6 @@
 
 namespace spinfer {
 namespace {
-
-std::string cpu_model() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
-  }
-  return "unknown";
-}
 
 std::vector<std::string> cpu_features() {
   std::vector<std::string> features;
@@ -115,7 +106,7 @@ void print_text(const nlohmann::json& document) {
 void run_doctor(const CommonFlags& flags) {
   Device cpu(cpu_backend(), {.ordinal = 0, .threads = flags.threads});
   nlohmann::json document{{"cpu",
-                           {{"model", cpu_model()},
+                           {{"model", cpu.info().name},
                             {"features", cpu_features()},
                             {"threads", cpu.info().threads},
                             {"memory_bytes", cpu.info().total_bytes}}},

@@ -106,9 +106,7 @@ FinishedRun run_once(const GenerateFlags& flags, const std::vector<PromptText>& 
   ProgressBar bar(dense ? "loading dense" : "loading", ProgressUnit::bytes);
   options.load_progress = bar.callback();
   const auto engine = Engine::create(options);
-  check(engine->tokenizer(),
-        "{}: no tokenizer files (tokenizer.model, tokenizer.json, or vocab.json and merges.txt)",
-        flags.common.model);
+  check(engine->tokenizer(), "{}: no tokenizer files ({})", flags.common.model, kTokenizerFiles);
   FinishedRun finished;
   for (const PromptText& text : texts) {
     finished.prompts.push_back({engine->tokenizer()->encode(text.text, true), text.params, text.where});

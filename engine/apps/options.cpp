@@ -11,6 +11,7 @@
 #include <limits>
 #include <memory>
 
+#include "engine/tokenizer_hints.h"
 #include "kernels/check.h"
 #include "models/config.h"
 
@@ -103,8 +104,12 @@ void CommonFlags::check_one_rank(std::string_view command) const {
     throw UsageError(fmt::format("--tp {}: {} takes one rank", tensor_parallel, command));
 }
 
-EngineOptions CommonFlags::engine_options() const {
+void CommonFlags::apply_log_level() const {
   spdlog::set_level(spdlog::level::from_str(log_level));
+}
+
+EngineOptions CommonFlags::engine_options() const {
+  apply_log_level();
   EngineOptions options;
   options.model = model;
   options.device = device;
@@ -226,13 +231,7 @@ std::vector<int32_t> parse_ids(std::string_view text, std::string_view what, IdS
 }
 
 Tokenizer load_tokenizer(const std::filesystem::path& dir) {
-  const ModelConfig config = load_config(dir);
-  TokenizerHints hints;
-  hints.model_type = config.model_type;
-  hints.vocab_size = int32_t(config.vocab_size);
-  hints.bos_id = config.bos_id;
-  hints.eos_ids = config.eos_ids;
-  return Tokenizer::load(dir, hints);
+  return Tokenizer::load(dir, tokenizer_hints(load_config(dir)));
 }
 
 }  // namespace spinfer

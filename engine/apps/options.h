@@ -13,7 +13,7 @@
 
 namespace spinfer {
 
-/// The common flags of CLI.md.
+/// The flags that most commands share.
 struct CommonFlags {
   std::string model;
   std::string device = "auto";
@@ -28,7 +28,8 @@ struct CommonFlags {
 
   enum class Model { required, optional };
   void add_to(CLI::App& command, Model model);
-  /// Sets the log level and returns the engine's options; `progress` is not set.
+  void apply_log_level() const;
+  /// Applies the log level too; `progress` is not set.
   EngineOptions engine_options() const;
   /// Throws `UsageError` if a command that has no use for them is asked for several ranks.
   void check_one_rank(std::string_view command) const;

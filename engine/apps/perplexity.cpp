@@ -255,8 +255,7 @@ void add_perplexity(CLI::App& app) {
   command
       ->add_option("--convention", flags->convention,
                    "bos: each window begins with BOS; wanda: as the Wanda and SparseGPT papers measure, "
-                   "whole windows of "
-                   "--ctx tokens, BOS before the first only")
+                   "whole windows of --ctx tokens, BOS before the first only")
       ->check(CLI::IsMember({"bos", "wanda"}))
       ->capture_default_str();
   command

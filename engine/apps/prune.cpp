@@ -79,7 +79,7 @@ nlohmann::json prune_with_text(const PruneFlags& flags, const ModelConfig& confi
 void run_prune(const PruneFlags& flags) {
   flags.output.common.check_one_rank("prune");
   set_interrupt_grace(kOutputInterruptGrace);
-  spdlog::set_level(spdlog::level::from_str(flags.output.common.log_level));
+  flags.output.common.apply_log_level();
   const ModelConfig config = load_config(flags.output.common.model);
   check_flags(flags, config.layers);
   ThreadPool pool(flags.output.common.threads);

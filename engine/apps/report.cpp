@@ -30,7 +30,7 @@ std::string cache_note(int64_t weights_bytes) {
 RunReport make_report(const Engine& engine, const GenerationTimes& times, int threads) {
   RunReport report{
       .memory = engine.memory(), .times = times, .load_seconds = engine.stats().load_seconds, .read = {}};
-  if (engine.backend_name() == std::string_view("cpu"))
+  if (engine.backend().host)
     report.read = measure_read_bandwidth(report.memory.step_weights_bytes, threads);
   else
     report.read.gb_per_s = engine.read_gbps() * engine.ranks();

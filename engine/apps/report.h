@@ -25,10 +25,10 @@ RunReport make_report(const Engine& engine, const GenerationTimes& times, int th
 
 /// Figures that a run does not have (no decode step, no time per output token) are null.
 /// {"ttft_ms", "tpot_ms", "tokens_per_s", …} and {"weights_dense_bytes", "weights_bytes", "kv_bytes",
-/// "peak_bytes", …} of CLI.md.
+/// "peak_bytes", …} of `--json`.
 nlohmann::json timings_json(const RunReport& report);
 nlohmann::json memory_json(const RunReport& report);
-/// One column of `bench latency`: both of the above in one object, with the names CLI.md gives there.
+/// One column of `bench latency`: both of the above in one object, with the names of `--json`.
 nlohmann::json latency_json(const RunReport& report);
 
 /// How much faster `sparse` decodes than `dense`: the ratio of median times per output token; NaN where a run

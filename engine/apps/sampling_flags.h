@@ -1,4 +1,4 @@
-// The sampling flags of `generate` and `chat`, with the ranges of CLI.md.
+// The sampling flags of `generate` and `chat`.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -15,11 +15,10 @@
 #include "engine/server/api_server.h"
 #include "kernels/check.h"
 #include "models/json_text.h"
+#include "tokenizer/chat_template.h"
 
 namespace spinfer {
 namespace {
-
-constexpr int64_t kMaxTemplateBytes = 256 << 10;
 
 struct ServeFlags {
   CommonFlags common;

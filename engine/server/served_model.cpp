@@ -9,15 +9,14 @@ namespace spinfer {
 namespace {
 
 const Tokenizer& tokenizer_of(const Engine& engine) {
-  check(engine.tokenizer() != nullptr,
-        "serving needs tokenizer files (tokenizer.model, tokenizer.json, or vocab.json and merges.txt)");
+  check(engine.tokenizer() != nullptr, "serving needs tokenizer files ({})", kTokenizerFiles);
   return *engine.tokenizer();
 }
 
 /// "cmpl-" and 96 random bits.
 std::string draw_id(const char* prefix) {
-  thread_local std::mt19937_64 random{std::random_device{}()};
-  return fmt::format("{}-{:016x}{:08x}", prefix, random(), uint32_t(random()));
+  thread_local std::random_device random;
+  return fmt::format("{}-{:08x}{:08x}{:08x}", prefix, random(), random(), random());
 }
 
 }  // namespace

@@ -24,7 +24,7 @@ using Clock = std::chrono::steady_clock;
 class RankGroup {
  public:
   RankGroup(const Backend& backend, int ranks, int threads) : backend_(backend), meet_(ranks) {
-    const bool host = backend.name == std::string_view("cpu");
+    const bool host = backend.host;
     std::vector<DeviceContext*> contexts;
     for (int rank = 0; rank < ranks; ++rank) {
       devices_.push_back(

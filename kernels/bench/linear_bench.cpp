@@ -35,12 +35,6 @@ constexpr int64_t kMostCopies = 1 << 13;
 /// A read loop over less than this measures its own start.
 constexpr int64_t kFewestReadableBytes = 1 << 15;
 
-uint64_t mix(uint64_t z) {  // SplitMix64
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  return z ^ (z >> 31);
-}
-
 /// Draws from 65,536 nonzero Gaussian samples: as good as fresh ones at fp16's resolution, and fast enough
 /// for gigabytes.
 class GaussianHalves {
@@ -68,7 +62,7 @@ std::vector<Half> random_halves(int64_t rows, int64_t cols, double sparsity, uin
   const auto threshold = uint64_t(std::llround(sparsity * 0x1p32));
   pool.parallel_for(rows, [&](int64_t row) {
     for (int64_t i = row * cols; i < (row + 1) * cols; ++i) {
-      const uint64_t random = mix((seed << 40) + uint64_t(i) * 0x9e3779b97f4a7c15ull);
+      const uint64_t random = random_bits(seed << 40, uint64_t(i));
       data[size_t(i)] = random >> 32 < threshold ? Half{} : gaussian(random);
     }
   });
@@ -267,7 +261,7 @@ std::span<const LinearShape> paper_shapes() {
 
 std::vector<LinearBenchRow> bench_linear(const Backend& backend, const DeviceOptions& device_options,
                                          const LinearBenchOptions& options) {
-  check_options(options, std::string_view(backend.name) == "cpu");
+  check_options(options, backend.host);
   Device device(backend, device_options);
   ThreadPool pool(device_options.threads);
   const int64_t cold_bytes = options.cold_bytes > 0 ? options.cold_bytes : default_cold_bytes();

@@ -122,10 +122,14 @@ double read_gbps(DeviceContext&) {
   return 0;  // engine/apps/read_bandwidth.h does
 }
 
+bool left_out(const DeviceContext& context, OpKind kind) {
+  return context.left_out >> int(kind) & 1;
+}
+
 /// The op, unless its kind is left out.
 template <OpKind kKind, class Args, void (*kOp)(DeviceContext&, const Args&)>
 void op(DeviceContext& context, const Args& args) {
-  if (!(context.left_out >> int(kKind) & 1)) kOp(context, args);
+  if (!left_out(context, kKind)) kOp(context, args);
 }
 
 void gated_linear(DeviceContext& context, const GatedLinearArgs& a) {
@@ -139,13 +143,23 @@ bool defers_norm(DeviceContext&, const Linear&, const Linear&, int) {
   return false;
 }
 
+void all_reduce_op(DeviceContext& context, Half* x, int64_t count) {
+  if (!left_out(context, OpKind::communication)) all_reduce(context, x, count);
+}
+
+void all_gather_cols_op(DeviceContext& context, const float* shard, int n, int64_t cols, float* out,
+                        int64_t total) {
+  if (!left_out(context, OpKind::communication)) all_gather_cols(context, shard, n, cols, out, total);
+}
+
 void add_norm_op(DeviceContext& context, const AddNormArgs& args) {
-  if (args.sum_delta && args.delta) all_reduce(context, args.delta, int64_t{args.n} * args.d);
+  if (args.sum_delta && args.delta) all_reduce_op(context, args.delta, int64_t{args.n} * args.d);
   op<OpKind::norm, AddNormArgs, add_norm>(context, args);
 }
 
 constinit const Backend table{
     .name = "cpu",
+    .host = true,
     .most_vocab = INT32_MAX,
     .device_count = device_count,
     .open = open,
@@ -188,8 +202,8 @@ constinit const Backend table{
     .inverse_factor = inverse_factor,
     .sparsegpt = sparsegpt,
     .connect = connect,
-    .all_reduce = all_reduce,
-    .all_gather_cols = all_gather_cols,
+    .all_reduce = all_reduce_op,
+    .all_gather_cols = all_gather_cols_op,
     .abort_group = abort_group,
 };
 

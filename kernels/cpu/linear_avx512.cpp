@@ -26,7 +26,7 @@ struct Avx512 {
 };
 
 /// Four rows × eight columns: the values of 32 bits of a bitmap at their places. From a register, not from
-/// memory: expanding loads are microcoded on AMD (KERNEL_NOTES section 7: +25 %).
+/// memory: expanding loads are microcoded on AMD.
 inline __m512i expand(uint32_t bits, const Half* values) {
   __m512i packed = _mm512_loadu_si512(values);
   asm("" : "+v"(packed));  // or the compiler folds the load into the expansion

@@ -10,8 +10,7 @@
 // Shared memory: a ring of kStages stages a warp, a stage being the 16 rows of K or of V that a product
 // takes, copied (cp.async) as they lie in the cache, 512 bytes a warp and instruction: whole lines matter.
 // Rows have a pitch of an odd number of 16-byte units and the product's row g is row 2·σ(g) of the stage, row
-// g + 8 the next, which makes all fragment loads free of bank conflicts. Lane (g, q) = (lane / 4, lane % 4)
-// loads
+// g + 8 the next, which makes all fragment loads free of bank conflicts. Lane (g, q) = (lane / 4, lane % 4) loads
 //   of K  units 4·c + q of rows g and g + 8: the four words of a unit are columns of two k16 steps. Q is
 //         loaded in the same order, so the sum over dims only runs in another order;
 //   of V  unit 8·j + g of rows 2q, 2q + 1, 2q + 8, 2q + 9: pairing the words of two rows (prmt) gives the

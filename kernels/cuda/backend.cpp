@@ -162,8 +162,14 @@ void all_reduce_op(DeviceContext& opaque, Half* x, int64_t count) {
   if (!left_out(opaque, OpKind::communication)) all_reduce(opaque, x, count);
 }
 
+void all_gather_cols_op(DeviceContext& opaque, const float* shard, int n, int64_t cols, float* out,
+                        int64_t total) {
+  if (!left_out(opaque, OpKind::communication)) all_gather_cols(opaque, shard, n, cols, out, total);
+}
+
 constinit const Backend table{
     .name = "cuda",
+    .host = false,
     .most_vocab = kMaxRowVocab,
     .device_count = device_count,
     .open = open,
@@ -207,7 +213,7 @@ constinit const Backend table{
     .sparsegpt = sparsegpt,
     .connect = connect,
     .all_reduce = all_reduce_op,
-    .all_gather_cols = all_gather_cols,
+    .all_gather_cols = all_gather_cols_op,
     .abort_group = abort_group,
 };
 

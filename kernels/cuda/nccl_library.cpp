@@ -11,7 +11,7 @@ namespace spinfer::cuda {
 namespace {
 
 void* open_nccl() {
-  // NVLink multicast stays off (DESIGN.md): NCCL reads this when it is loaded or first used.
+  // NVLink multicast stays off: NCCL reads this when it is loaded or first used.
   check(setenv("NCCL_NVLS_ENABLE", "0", 1) == 0, "cannot set NCCL_NVLS_ENABLE=0");
   void* handle = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
   check(handle, "several GPUs need NCCL: {} (install libnccl2 or add its folder to LD_LIBRARY_PATH)",

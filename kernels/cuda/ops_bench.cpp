@@ -2,8 +2,7 @@
 // graphs of programmatic dependent launches as the engine's decode runs them. Prints one line a case; --json
 // writes all samples.
 //   decode   GB/s of K and V read (each once), random block order, cold: the launches of a graph rotate
-//   through caches
-//            of more than four times the L2
+//            through caches of more than four times the L2
 //   prefill  TFLOP/s of the causal half: 2·2·tokens·(context mean)·q heads·head_dim
 //   other    microseconds a launch, inputs as warm as the op before leaves them
 #include <cuda_runtime_api.h>

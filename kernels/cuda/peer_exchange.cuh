@@ -5,7 +5,7 @@
 // the call's epoch in both halves has the data, with no fence and no flag behind it. Twice the bytes, one
 // crossing of the link. Slots reach the same by a fence and a flag a block: once the bytes, for larger
 // tensors. Two H200s, 16 x 8192 halves: 3.6 us by lines, 6.2 us by slots
-// (scripts/results/h200_all_reduce.json).
+// (scripts/results/h200_tp_all_reduce.json).
 #pragma once
 
 #include <cuda_fp16.h>

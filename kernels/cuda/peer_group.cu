@@ -8,7 +8,7 @@
 //           call e - 2 was over then (kernels of a stream complete in order): so nobody reads slot or lines
 //           e % 2 any more.
 // Roofline  (world - 1) * bytes out over the link (by lines twice that), one crossing; measured in
-//           scripts/results/h200_all_reduce.json.
+//           scripts/results/h200_tp_all_reduce.json.
 #include <algorithm>
 
 #include "kernels/cuda/cuda_check.h"

@@ -37,7 +37,7 @@ class PeerGroup {
   /// True for tensors that `sum` takes: whole aligned vectors of 8, at most what a slot holds and no more
   /// bytes than it is the fastest for.
   bool can_sum(const Half* x, int64_t count) const;
-  /// Two ranks: beyond, ncclAllReduce is faster (scripts/results/h200_all_reduce.json).
+  /// Two ranks: beyond, ncclAllReduce is faster (scripts/results/h200_tp_all_reduce.json).
   static constexpr int64_t kMostSumBytesOfTwo = int64_t{1} << 20;
   /// More ranks, all parts together: beyond, two exchanges over NCCL move fewer bytes.
   static constexpr int64_t kMostSumBytes = int64_t{8} << 20;

@@ -61,10 +61,10 @@ struct Row {
   __device__ int bin(float logit) const { return min(kBins - 1, int((max - logit) * kBinsPerNat)); }
 };
 
-/// Sorts s.listed[0, count) by falling rank: a bitonic network over the next power of two, filled up with
-/// zeros.
 static_assert(sizeof(SampleShared) + 1024 <= kRowShared);  // and what its reductions have
 
+/// Sorts s.listed[0, count) by falling rank: a bitonic network over the next power of two, filled up with
+/// zeros.
 __device__ void sort_listed(SampleShared& s, int count) {
   int size = 2;
   while (size < count) size *= 2;

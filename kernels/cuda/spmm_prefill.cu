@@ -17,9 +17,8 @@
 // X          warp 0: n_tile × 64 columns a stage, 128-byte swizzle, by TMA; each block loads half of the
 //            tokens and multicasts them to both, which halves the traffic of the L2.
 // W          warp 1, a lane a strip: pieces of 16 rows by bulk copies into the strip's ring, as the heads'
-// events
-//            say when they come and go; another lane the records. As in the decode kernel (spmm_stream.cu),
-//            but both tiers' warps must have let a piece go.
+//            events say when they come and go; another lane the records. As in the decode kernel
+//            (spmm_stream.cu), but both tiers' warps must have let a piece go.
 // Tiles      the last tiles (about one and a half a cluster) are dealt chunk by chunk (stream-K): the cluster
 //            with a tile's first chunk adds the others' fp32 partial sums in cluster order and stores. The
 //            rest come whole. An idle warp raises the flags of partial sums.
@@ -31,8 +30,7 @@
 //            while, dense or not, at about 1.45 of 1.98 GHz: what is saved is energy. A step has some 80
 //            instructions a warp, 50 of them the decoder's.
 // Measured   scripts/results/h200_linear_prefill.json, the table in linear_plan.cpp. Times of one GPU drift
-// by up
-//            to 15 % with its temperature and clock: compare by turns, and the mean of long runs.
+//            by up to 15 % with its temperature and clock: compare by turns, and the mean of long runs.
 // Tried      (scripts/results/h200_prefill_steps.json) what helped: the epilogue through movmatrix, and whole
 //            sectors of y at a time; asking for X before decoding (barrier_test) rather than waiting after
 //            it; three warpgroups for 128 tokens; the unrolled ring and undrained chunks; all the registers

@@ -2,25 +2,22 @@
 // fallback where the Hopper kernels do not apply, and the published baseline of the benchmarks.
 //
 // Contract   y[n][m] = act(W·x + b) + residual for any m, k, n ≥ 1, any mask; fp16 in and out, fp32
-// accumulation. The
-//            reduction order is fixed by (m, k, GPU): bitwise the same from run to run and for any batch.
+//            accumulation. The reduction order is fixed by (m, k, GPU): bitwise the same from run to run and
+//            for any batch.
 // Data       one GroupTile (64×64) a step: 64 bitmaps, its nonzeros, X [n tile][64 columns].
 // Grid       (row of GroupTiles, split, n tile), 128 threads: warp w owns strip w, 16 rows. A block takes a
-// contiguous
-//            range of the row's GroupTiles.
+//            contiguous range of the row's GroupTiles.
 // Lanes      lane l decodes bits 2l and 2l+1 of each BitmapTile: exactly its A register of mma.m16n8k16. The
-// four
-//            BitmapTiles of a TCTile are the four registers.
+//            four BitmapTiles of a TCTile are the four registers.
 // Decoding   position of a value = tile start + nonzeros of earlier BitmapTiles + popcount of the lower bits.
 // Shared     two `SmbdStage`s (smbd_tile.h), the next tile's copies overlap this tile's decode and mma. A
-// stage holds a
-//            fully dense tile, so no mask can overrun it: 21 KB (n tile 8) to 37 KB (64) for both.
+//            stage holds a fully dense tile, so no mask can overrun it: 21 KB (n tile 8) to 37 KB (64) for
+//            both.
 // Reduction  split > 1: partial sums to the workspace, added in split order by `reduce_kernel`.
 // Roofline   1/8 + 2(1−s) bytes a weight; bound by issue, not bytes: ~1 POPC and two predicated 16-bit shared
-// loads per
-//            BitmapTile and lane (KERNEL_NOTES: 485 instructions per 1024 weights in the published code).
+//            loads per BitmapTile and lane (the published code has 485 instructions per 1024 weights).
 // Measured   see scripts/results/; against dense on an H200 it loses, as the published kernel does
-// (0.50–0.66×).
+//            (0.50–0.66×).
 #include <type_traits>
 
 #include "kernels/check.h"

@@ -135,12 +135,6 @@ struct StripStreamView {
   }
 };
 
-constexpr int count_bits(uint32_t bits) {
-  int count = 0;
-  for (; bits; bits &= bits - 1) ++count;
-  return count;
-}
-
 /// The lane's weights of one block of a tier: nibble 2t+h is TCTile t, registers a[2h] (low two bits) and
 /// a[2h+1]; `bitmaps` are the tier's 16 BitmapTiles of the block, as in the GroupTile.
 constexpr uint32_t lane_mask(const uint64_t* bitmaps, int lane) {

@@ -35,8 +35,7 @@ constexpr bool index_maps_are_inverse() {
 static_assert(index_maps_are_inverse());
 
 /// PTX ISA, "Matrix fragments for mma.m16n8k16", A: lane l holds halves a0…a7, two to a register; a_i lies at
-/// row l/4
-/// (+8 for i = 2, 3, 6, 7) and column 2·(l%4) + i%2 (+8 for i ≥ 4).
+/// row l/4 (+8 for i = 2, 3, 6, 7) and column 2·(l%4) + i%2 (+8 for i ≥ 4).
 constexpr bool bitmaps_are_mma_registers() {
   for (int tc_tile = 0; tc_tile < kBitmapsPerGroupTile / kBitmapsPerTcTile; ++tc_tile) {
     for (int lane = 0; lane < 32; ++lane) {

@@ -2,10 +2,10 @@
 // files hold it.
 //
 // W is M×K, fp16. Dimensions are padded to 64 with zeros; the true sizes are kept beside the data.
-//   BitmapTile   8×8    one 64-bit word; bit 8·(row%8) + col%8 is set where the weight is nonzero (bit 0 =
-//   least significant) TCTile      16×16   2×2 BitmapTiles in column-major order: top left, bottom left, top
-//   right, bottom right. That is the
-//                       order of the four A registers of mma.m16n8k16
+//   BitmapTile   8×8    one 64-bit word; bit 8·(row%8) + col%8 is set where the weight is nonzero (bit 0 is
+//                       the least significant)
+//   TCTile      16×16   2×2 BitmapTiles in column-major order: top left, bottom left, top right, bottom
+//                       right. That is the order of the four A registers of mma.m16n8k16
 //   GroupTile   64×64   4×4 TCTiles in row-major order: four strips of 16 rows, each 64 columns wide
 //   matrix              GroupTiles in row-major order
 //

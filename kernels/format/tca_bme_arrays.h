@@ -28,8 +28,7 @@ enum class OffsetWidth {
 class TcaBmeArrays {
  public:
   /// Sizes are those of a matrix that is in memory already, so products cannot overflow. `bitmaps` may be
-  /// handed in
-  /// ([tiles][64]); if null they are allocated. Throws std::bad_alloc.
+  /// handed in ([tiles][64]); if null they are allocated. Throws std::bad_alloc.
   TcaBmeArrays(int64_t m, int64_t k, int64_t nonzeros, OffsetWidth width = OffsetWidth::by_nonzeros,
                std::shared_ptr<uint64_t[]> bitmaps = nullptr);
 

@@ -35,6 +35,7 @@ Backend faulty_backend(void (&attention)(DeviceContext&, const AttentionArgs&) =
                        void (&logits)(DeviceContext&, const LogitsArgs&) = cpu_backend().logits) {
   const Backend& cpu = cpu_backend();
   return {.name = cpu.name,
+          .host = cpu.host,
           .most_vocab = cpu.most_vocab,
           .device_count = cpu.device_count,
           .open = cpu.open,

@@ -36,7 +36,7 @@ class EngineTest : public testing::Test {
 
 TEST_F(EngineTest, GeneratesToTheLengthAskedFor) {
   const auto engine = Engine::create(model_.options());
-  EXPECT_STREQ(engine->backend_name(), "cpu");
+  EXPECT_STREQ(engine->backend().name, "cpu");
   EXPECT_EQ(engine->max_model_len(), kTinyPositions);
   EXPECT_EQ(engine->tokenizer(), nullptr);
   EXPECT_FALSE(engine->has_work());

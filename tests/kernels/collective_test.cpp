@@ -230,5 +230,24 @@ TEST(Collective, AWorldOfOneNeedsNobody) {
   device.ops().abort_group(device.context(), "nobody listens");
 }
 
+TEST(Collective, LeftOutDoesNothing) {
+  Ranks ranks(2);
+  std::vector<std::vector<Half>> x(2, {to_half(1), to_half(2)});
+  std::vector<std::vector<float>> gathered(2, {-1, -1});
+  for (const bool left_out : {true, false}) {
+    ranks.run([&](int rank) {
+      DeviceContext& context = ranks.context(rank);
+      cpu_backend().leave_out(context, left_out ? 1u << int(OpKind::communication) : 0);
+      cpu_backend().all_reduce(context, x[size_t(rank)].data(), 2);
+      const float shard = float(rank) + 5;
+      cpu_backend().all_gather_cols(context, &shard, 1, 1, gathered[size_t(rank)].data(), 2);
+    });
+    for (size_t rank = 0; rank < 2; ++rank) {
+      EXPECT_EQ(to_float(x[rank][1]), left_out ? 2 : 4);
+      EXPECT_EQ(gathered[rank], (left_out ? std::vector<float>{-1, -1} : std::vector<float>{5, 6}));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace spinfer::test

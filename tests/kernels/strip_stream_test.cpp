@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <tuple>
 
 #include "kernels/check.h"
@@ -92,7 +93,7 @@ TEST(StripStream, FullNibblesNeverBeginAtAnOddHalf) {
       if (nibble == 15u && j > 0) {
         ASSERT_EQ(half % 2, 0) << std::hex << mask << " nibble " << j;
       }
-      half += count_bits(nibble);
+      half += std::popcount(nibble);
     }
   }
 }

@@ -108,16 +108,20 @@ class Server:
         lines = self.get("/metrics")[1].decode().splitlines()
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
+    def wait_for(self, holds, seconds=60):
+        """Waits until `holds(metrics)`; returns these."""
+        end = time.monotonic() + seconds * SLOWNESS
+        while not holds(now := self.metrics()):
+            assert time.monotonic() < end, now
+            time.sleep(0.002)
+        return now
+
     def wait_idle(self, seconds=10):
         """Waits until nothing runs or waits, and all KV blocks are back; returns how long that took."""
         start = time.monotonic()
-        while True:
-            now = self.metrics()
-            if now["spinfer_requests_running"] == now["spinfer_requests_waiting"] == now[
-                    'spinfer_kv_blocks{state="used"}'] == 0:
-                return time.monotonic() - start
-            assert time.monotonic() - start < seconds * SLOWNESS, now
-            time.sleep(0.01)
+        self.wait_for(lambda now: now["spinfer_requests_running"] == now["spinfer_requests_waiting"] == now[
+            'spinfer_kv_blocks{state="used"}'] == 0, seconds)
+        return time.monotonic() - start
 
     # ---- sockets
 

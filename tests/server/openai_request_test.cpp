@@ -4,7 +4,9 @@
 
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <algorithm>
+#include <ctime>
+#include <limits>
 
 namespace spinfer {
 namespace {
@@ -210,16 +212,26 @@ TEST(ChatRequest, RefusesBadMessages) {
     expect_refused(parse_chat_request, std::string(R"({"messages": [)") + message + "]}", param);
 }
 
+/// Of this thread's own work: whatever else the machine does counts little.
+double thread_seconds() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return double(time.tv_sec) + double(time.tv_nsec) * 1e-9;
+}
+
 TEST(Requests, OfManyObjectsTakeTimeInProportion) {
   const auto seconds = [](int objects) {
     std::string body = R"({"metadata": [{})";
     for (int i = 1; i < objects; ++i) body += ",{}";
     body += R"(], "prompt": "a"})";
-    const auto start = std::chrono::steady_clock::now();
-    EXPECT_EQ(parse_completion_request(body).prompts.size(), 1u);
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    double least = std::numeric_limits<double>::infinity();
+    for (int run = 0; run < 3; ++run) {
+      const double start = thread_seconds();
+      EXPECT_EQ(parse_completion_request(body).prompts.size(), 1u);
+      least = std::min(least, thread_seconds() - start);
+    }
+    return least;
   };
-  seconds(1000);
   EXPECT_LT(seconds(160'000), 64 * seconds(10'000));  // 16 times in proportion, 256 times if quadratic
 }
 
