@@ -105,6 +105,9 @@ std::string read_text_file(const std::filesystem::path& path, int64_t max_bytes)
 
 nlohmann::json parse_json(std::string_view text, const std::string& source) {
   using nlohmann::json;
+  // To the parser a NUL is the end of the text, whatever follows.
+  const size_t nul = text.find('\0');
+  check(nul == std::string_view::npos, "{}: not valid JSON ({}: a NUL byte)", source, place(text, nul));
   // In a pass of its own: json::parse with a callback looks through all of a list again for each of its
   // objects.
   LimitCheck limits(source);

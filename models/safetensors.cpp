@@ -203,6 +203,8 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_
                                            const std::string& source) {
   SafetensorsHeader header;
   HeaderHandler handler(header, source);
+  // To the parser a NUL is the end of the text, whatever follows.
+  check(json.find('\0') == std::string_view::npos, "{}: the header is not valid JSON (a NUL byte)", source);
   try {
     nlohmann::json::sax_parse(json.begin(), json.end(), &handler);
   } catch (const nlohmann::json::exception&) {

@@ -30,6 +30,7 @@ while [ $# -gt 0 ]; do
     --out) out=$(absolute "$2"); shift 2 ;;
     --archive) archive=$(absolute "$2"); shift 2 ;;
     --only) only=$2; shift 2 ;;
+    -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' scripts/gpu_check.sh; exit 0 ;;
     *) echo "gpu_check.sh: unknown argument $1 (see the head of the script)" >&2; exit 2 ;;
   esac
 done

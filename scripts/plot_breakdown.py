@@ -12,6 +12,8 @@ import json
 import os
 import sys
 
+from figures import pyplot
+
 PARTS = {"linear": "#1a73e8", "attention": "#f9ab00", "norm": "#34a853", "communication": "#ea4335", "sampling": "#a142f4",
          "other": "#9aa0a6"}
 
@@ -30,9 +32,7 @@ def bars_of(path):
 
 
 def plot(bars, output):
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     figure, axes = plt.subplots(figsize=(1.5 + 1.2 * len(bars), 4.5))
     bottom = [0.0] * len(bars)

@@ -12,6 +12,8 @@ import json
 import math
 import sys
 
+from figures import pyplot
+
 NAMES = {"cusparse": "cuSPARSE CSR", "smbd": "SMBD (published)", "auto": "spinfer"}
 COLORS = {"cuBLAS": "#9aa0a6", "cuSPARSE CSR": "#c58af9", "SMBD (published)": "#f9ab00", "spinfer": "#1a73e8"}
 
@@ -50,9 +52,7 @@ def main():
     if not rows:
         sys.exit(f"plot_kernel_bench.py: no rows with n <= {args.max_n}")
 
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     shapes = list(dict.fromkeys((r["m"], r["k"]) for r in rows))
     tokens = sorted({r["n"] for r in rows})

@@ -14,6 +14,8 @@ import json
 import os
 import sys
 
+from figures import pyplot
+
 SIDES = ("sparse", "dense")
 COLORS = {"sparse": "#1a73e8", "dense": "#9aa0a6"}
 MEMORY = (("weights_bytes", "weights"), ("kv_bytes", "KV cache"), ("workspace_bytes", "workspace"),
@@ -56,9 +58,7 @@ def print_table(models):
 
 
 def plot(models, output):
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     figure, axes = plt.subplots(2, len(models), figsize=(5.5 * len(models), 7), squeeze=False)
     for column, (name, rows) in enumerate(models.items()):

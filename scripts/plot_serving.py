@@ -8,6 +8,8 @@ import argparse
 import json
 import pathlib
 
+from figures import pyplot
+
 PANELS = [("ttft_ms", "time to first token, ms"), ("tpot_ms", "time per output token, ms"), ("e2el_ms", "whole request, ms")]
 
 
@@ -30,9 +32,7 @@ def main():
     parser.add_argument("-o", "--output", type=pathlib.Path, default=pathlib.Path("serving.png"))
     arguments = parser.parse_args()
 
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     figure, axes = plt.subplots(1, len(PANELS), figsize=(5 * len(PANELS), 4))
     for path in arguments.files:

@@ -11,6 +11,8 @@ import argparse
 import json
 import sys
 
+from figures import pyplot
+
 
 def kind_of(name):
     return name.split(".")[-2]
@@ -21,14 +23,15 @@ def main():
     parser.add_argument("report", nargs="?", type=argparse.FileType("r"), default=sys.stdin, help="default: stdin")
     parser.add_argument("-o", "--output", default="sparsity.png")
     args = parser.parse_args()
-    report = json.load(args.report)
-    linears, layers = report["linears"], report["layers"]
+    try:
+        report = json.load(args.report)
+        linears, layers = report["linears"], report["layers"]
+    except (ValueError, KeyError, TypeError):
+        sys.exit(f"{sys.argv[0]}: {args.report.name} is not what `spinfer inspect --json` writes")
     kinds = list(dict.fromkeys(kind_of(linear["name"]) for linear in linears))
     per_layer = len(linears) // len(layers)
 
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 0.25 * len(layers) + 2.5))
     grid = [[0.0] * len(kinds) for _ in layers]

@@ -38,6 +38,8 @@ void check_extent(const TokenizerFile& file) {
 
 json parse_json_object(const TokenizerFile& file) {
   if (file.content.empty()) fail_file(file.path, "is empty");
+  // To the parser a NUL is the end of the text, whatever follows.
+  if (file.content.find('\0') != std::string::npos) fail_file(file.path, "is not valid JSON: a NUL byte");
   check_extent(file);
   json value;
   try {

@@ -201,6 +201,7 @@ const std::vector<BadConfig>& bad_configs() {
       {"not_json", [] { return "hello"; }, "line 1, column 1"},
       {"cut_off", [] { return opt_json().dump().substr(0, 60); }, "not valid JSON"},
       {"trailing_garbage", [] { return opt_json().dump() + "x"; }, "not valid JSON"},
+      {"garbage_behind_a_nul", [] { return opt_json().dump() + '\0' + "x"; }, "a NUL byte"},
       {"list", [] { return "[]"; }, "must be a JSON object"},
       {"string", [] { return "\"x\""; }, "must be a JSON object"},
       {"deep", [] { return std::string(100000, '['); }, "nested deeper than 32"},

@@ -56,6 +56,7 @@ const std::vector<BadFile>& bad_files() {
       {"header_text", [] { return file_of("\"F16\"", 0); }, "must be a JSON object"},
       {"two_documents", [=] { return file_of(good() + good(), 12); }, "not valid JSON"},
       {"invalid_utf8", [] { return file_of("{\"\xff\":1}", 0); }, "not valid JSON"},
+      {"garbage_behind_a_nul", [=] { return file_of(good() + '\0' + "x", 12); }, "not valid JSON"},
       {"deep_list", [] { return file_of(std::string(1'000'000, '['), 0); }, "must be a JSON object"},
       {"deep_shape", [] { return file_of(R"({"w":{"dtype":"F16","shape":[[[[[[)", 0); }, "unexpected a list"},
       {"deep_object",

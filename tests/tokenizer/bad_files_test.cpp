@@ -156,6 +156,7 @@ TEST(BadFiles, NotJson) {
       {"cut", sample::byte_level_json().dump().substr(0, 1000), "is not valid JSON"},
       {"a list", "[]", "must be a JSON object, is array"},
       {"not UTF-8", "{\"a\": \"\xFF\"}", "is not valid JSON"},
+      {"garbage behind a NUL", sample::byte_level_json().dump() + '\0' + "x", "a NUL byte"},
       {"binary", std::string("\0\1\2", 3), "is not valid JSON"},
       {"a deep nest", std::string(1 << 20, '['), "nested deeper than 64 levels"},
       {"millions of values", "[" + std::string(18 << 20, ','), "more than 8000000 values"},
