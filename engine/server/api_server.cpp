@@ -1,5 +1,6 @@
 #include "engine/server/api_server.h"
 
+#include <malloc.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -64,6 +65,7 @@ struct ApiServer::State {
   using Then = std::function<void()>;
   using Prepare = PreparedRequest (ServedModel::*)(std::string_view, Clock::time_point) const;
   using Compute = std::string (ServedModel::*)(std::string_view) const;
+  using PostWork = void (HttpServer::*)(std::function<void()>);
   struct Place {
     std::shared_ptr<Generation> generation;
     size_t index;
@@ -111,7 +113,8 @@ struct ApiServer::State {
   bool available(const ExchangePtr& exchange);
   bool finishing(const ExchangePtr& exchange);
   size_t most_answers() const { return size_t(options.engine.max_num_seqs) + size_t(options.max_waiting); }
-  void work_on(HttpRequest request, const ExchangePtr& exchange, std::function<Then(std::string_view)> work);
+  void work_on(HttpRequest request, const ExchangePtr& exchange, PostWork post,
+               std::function<Then(std::string_view)> work);
   void respond_later(const ExchangePtr& exchange, std::function<HttpResponse()> make);
   void compute(HttpRequest request, const ExchangePtr& exchange, Compute function);
   void generate(HttpRequest request, const ExchangePtr& exchange, Prepare function);
@@ -266,9 +269,9 @@ HttpResponse queue_full(const std::string& why) {
 
 }  // namespace
 
-/// Runs `work` on the request's body on a worker thread, unless the client has gone by then, and what it
-/// returns on the I/O thread. What it throws is answered with.
-void ApiServer::State::work_on(HttpRequest request, const ExchangePtr& exchange,
+/// Runs `work` on the request's body on a worker thread (by `post`), unless the client has gone by then, and
+/// what it returns on the I/O thread. What it throws is answered with.
+void ApiServer::State::work_on(HttpRequest request, const ExchangePtr& exchange, PostWork post,
                                std::function<Then(std::string_view)> work) {
   if (!available(exchange)) return;
   const size_t bytes = request.body.size();
@@ -279,7 +282,7 @@ void ApiServer::State::work_on(HttpRequest request, const ExchangePtr& exchange,
   queued_bytes += bytes;
   const auto gone = std::make_shared<std::atomic<bool>>(false);
   exchange->on_gone([gone] { *gone = true; });
-  http.post_work([this, exchange, gone, bytes, work = std::move(work), body = std::move(request.body)] {
+  (http.*post)([this, exchange, gone, bytes, work = std::move(work), body = std::move(request.body)] {
     Then then;
     HttpResponse refusal;
     try {
@@ -311,13 +314,32 @@ void ApiServer::State::respond_later(const ExchangePtr& exchange, std::function<
   });
 }
 
+namespace {
+
+/// Of a request for ids or text: more may take seconds and a gigabyte.
+constexpr size_t kCheapBytes = 64 << 10;
+
+/// The allocator keeps what threads have freed.
+void release_free_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
+
+}  // namespace
+
 /// Answers with what `function` of the model returns.
 void ApiServer::State::compute(HttpRequest request, const ExchangePtr& exchange, Compute function) {
   check_method(request, "POST");
-  work_on(std::move(request), exchange, [model = model, exchange, function](std::string_view body) -> Then {
-    HttpResponse response{.body = ((*model).*function)(body)};
-    return [exchange, response = std::move(response)] { exchange->respond(response); };
-  });
+  const bool cheap = request.body.size() <= kCheapBytes;
+  if (!cheap) exchange->end_at_eof();
+  if (!exchange->open()) return;
+  work_on(std::move(request), exchange, cheap ? &HttpServer::post_work : &HttpServer::post_long_work,
+          [model = model, exchange, function, cheap](std::string_view body) -> Then {
+            HttpResponse response{.body = ((*model).*function)(body)};
+            if (!cheap) release_free_memory();
+            return [exchange, response = std::move(response)] { exchange->respond(response); };
+          });
 }
 
 void ApiServer::State::generate(HttpRequest request, const ExchangePtr& exchange, Prepare function) {
@@ -325,7 +347,7 @@ void ApiServer::State::generate(HttpRequest request, const ExchangePtr& exchange
   exchange->end_at_eof();
   if (!exchange->open()) return;
   const auto arrived = Clock::now();
-  work_on(std::move(request), exchange,
+  work_on(std::move(request), exchange, &HttpServer::post_work,
           [this, model = model, exchange, function, arrived](std::string_view body) -> Then {
             auto prepared = std::make_shared<PreparedRequest>(((*model).*function)(body, arrived));
             return [this, exchange, prepared] { start(std::move(*prepared), exchange); };

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <boost/asio/post.hpp>
+#include <boost/asio/strand.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <unordered_map>
 
@@ -66,6 +67,7 @@ struct HttpServer::State {
   ConnectionHost host;
   std::unordered_map<Connection*, std::shared_ptr<Connection>> connections;
   asio::thread_pool workers{kWorkers};
+  asio::strand<asio::thread_pool::executor_type> long_work{workers.get_executor()};
 
   State(const HttpOptions& given, Handler given_handler, ErrorBody given_error_body,
         WantsBody given_wants_body)
@@ -192,6 +194,10 @@ void HttpServer::post(std::function<void()> task) {
 
 void HttpServer::post_work(std::function<void()> task) {
   asio::post(state_->workers, std::move(task));
+}
+
+void HttpServer::post_long_work(std::function<void()> task) {
+  asio::post(state_->long_work, std::move(task));
 }
 
 void HttpServer::join_workers() {

@@ -103,6 +103,8 @@ class HttpServer {
   void post(std::function<void()> task);
   /// Runs `task` on a worker thread, from any thread.
   void post_work(std::function<void()> task);
+  /// The same, one such task after the other: what may take seconds leaves a worker to the rest.
+  void post_long_work(std::function<void()> task);
   /// Waits for the tasks that run now; none runs afterwards.
   void join_workers();
 

@@ -1,5 +1,7 @@
 #include "engine/server/served_model.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <ctime>
 #include <nlohmann/json.hpp>
@@ -132,7 +134,8 @@ std::string ServedModel::tokenize(std::string_view body) const {
   const TokenizeRequest request = parse_tokenize_request(body);
   check_name(request.model);
   const std::vector<int32_t> ids = tokenizer_.encode(request.text, request.add_special_tokens);
-  return nlohmann::json{{"tokens", ids}, {"count", ids.size()}, {"max_model_len", max_model_len_}}.dump();
+  return fmt::format(R"({{"count":{},"max_model_len":{},"tokens":[{}]}})", ids.size(), max_model_len_,
+                     fmt::join(ids, ","));
 }
 
 std::string ServedModel::detokenize(std::string_view body) const {

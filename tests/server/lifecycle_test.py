@@ -111,6 +111,27 @@ class Vanishing(ProgramTest):
             server.wait_idle()
 
 
+class LongTexts(ProgramTest):
+    def test_tokenizing_for_nobody_keeps_nobody_waiting(self):
+        with Server() as server:
+            server.complete("a", max_tokens=2)
+            before = server.memory()
+            long = http_post("/tokenize", {"prompt": " " * 4_000_000})
+            clients = []
+            for _ in range(8):
+                clients.append(server.connect())
+                clients[-1].sendall(long)
+            start = time.monotonic()
+            server.complete("a", max_tokens=2)  # while they are there it has a worker to itself
+            self.assertLess(time.monotonic() - start, 4 * SLOWNESS)
+            for client in clients:
+                client.close()
+            start = time.monotonic()
+            self.assertEqual(server.post("/tokenize", {"prompt": " " * 100_000})[0], 200)  # behind one that runs at most
+            self.assertLess(time.monotonic() - start, 8 * SLOWNESS)
+            self.assertLess(server.memory() - before, 300e6 * SLOWNESS)
+
+
 class Dawdlers(ProgramTest):
     def test_half_sent_requests_time_out(self):
         with Server("--request-timeout", 0.5) as server:
