@@ -155,24 +155,18 @@ void add_bench_kernel(CLI::App& bench) {
   flags->common.add_to(*command, CommonFlags::Model::optional);
   command->add_option("--shapes", flags->shapes, "paper, or MxK,MxK,… (out features x in features)")
       ->capture_default_str();
-  command->add_option("-N,--tokens", flags->tokens, "tokens: 8,16,32")
-      ->delimiter(',')
-      ->check(whole_number_in(1, 1 << 16))
+  add_list(*command, "-N,--tokens", flags->tokens, "tokens: 8,16,32", whole_number_in(1, 1 << 16))
       ->capture_default_str();
-  command->add_option("--sparsity", flags->sparsities, "shares of zeros: 0.5,0.6")
-      ->delimiter(',')
-      ->check(number_in(0, 1, "0..1"))
+  add_list(*command, "--sparsity", flags->sparsities, "shares of zeros: 0.5,0.6", number_in(0, 1, "0..1"))
       ->capture_default_str();
   command
       ->add_option("--cold-bytes", flags->cold_bytes,
                    "CPU: bytes of weights to rotate through; 0 = four times the last-level cache")
       ->check(whole_number_in(0, int64_t{1} << 40));
-  command
-      ->add_option("--kernel", flags->kernels,
-                   "on a GPU: auto, smbd (the published algorithm), stream, scratch, fused, cusparse; "
-                   "several give rows each")
-      ->delimiter(',')
-      ->check(CLI::IsMember({"auto", "smbd", "stream", "scratch", "fused", "cusparse"}))
+  add_list(*command, "--kernel", flags->kernels,
+           "on a GPU: auto, smbd (the published algorithm), stream, scratch, fused, cusparse; several give "
+           "rows each",
+           CLI::IsMember({"auto", "smbd", "stream", "scratch", "fused", "cusparse"}))
       ->capture_default_str();
   command->add_option("--csv", flags->csv, "also write the rows to this file")->check(not_empty());
   command->callback([flags] { run_kernel_bench(*flags); });

@@ -207,9 +207,7 @@ void add_bench_latency(CLI::App& bench) {
   command->add_option("--output-len", flags->output_len, "new tokens of each request")
       ->check(count)
       ->capture_default_str();
-  command->add_option("--batch-size", flags->batch_sizes, "requests; several numbers: one run each")
-      ->delimiter(',')
-      ->check(count)
+  add_list(*command, "--batch-size", flags->batch_sizes, "requests; several numbers: one run each", count)
       ->capture_default_str();
   command->add_option("--warmup", flags->warmup, "short runs before each measured one")
       ->check(whole_number_in(0, 100))

@@ -291,12 +291,10 @@ void add_bench_serve(CLI::App& bench) {
   command->add_option("--api-key-file", flags->api_key_file, "file whose first line is the key")
       ->check(not_empty());
   flags->workload.add_to(*command);
-  command
-      ->add_option("--request-rate", flags->rates,
-                   "requests a second, a Poisson process; inf = all at once; trace = as the trace has them; "
-                   "several: one run each")
-      ->delimiter(',')
-      ->check(request_rate())
+  add_list(*command, "--request-rate", flags->rates,
+           "requests a second, a Poisson process; inf = all at once; trace = as the trace has them; several: "
+           "one run each",
+           request_rate())
       ->capture_default_str();
   command->add_option("--max-concurrency", flags->max_concurrency, "requests at the same time")
       ->check(whole_number_in(1, kMostThreads))

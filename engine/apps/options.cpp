@@ -52,6 +52,29 @@ CLI::Validator not_empty() {
       [](std::string& text) -> std::string { return text.empty() ? "must not be empty" : ""; }, "");
 }
 
+std::vector<std::string_view> split(std::string_view text, char by) {
+  std::vector<std::string_view> parts;
+  for (;;) {
+    const size_t at = text.find(by);
+    parts.push_back(text.substr(0, at));
+    if (at == std::string_view::npos) return parts;
+    text.remove_prefix(at + 1);
+  }
+}
+
+CLI::Validator list_of(CLI::Validator item) {
+  const std::string description = item.get_description();
+  return CLI::Validator(
+      [item = std::move(item)](std::string& list) -> std::string {
+        for (const std::string_view text : split(list, ',')) {
+          if (text.empty()) return fmt::format("'{}' has an empty item", list);
+          if (std::string problem = item(std::string(text)); !problem.empty()) return problem;
+        }
+        return {};
+      },
+      description);
+}
+
 void check_reachable(const std::filesystem::path& path) {
   struct stat status {};
   const auto found = [&](const std::filesystem::path& file) {

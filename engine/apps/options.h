@@ -1,12 +1,16 @@
 // Flags that several subcommands share, and strict checks of their values.
 #pragma once
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "engine/engine.h"
@@ -70,6 +74,36 @@ struct ConfigFlags {
 CLI::Validator number_in(double low, double high, const std::string& range, bool low_exclusive = false);
 CLI::Validator whole_number_in(int64_t low, int64_t high);
 CLI::Validator not_empty();
+
+/// The parts of `text` between each `by`, empty ones too: one more than there are separators.
+std::vector<std::string_view> split(std::string_view text, char by);
+
+/// Of a list like "8,16,32": each item must be legal to `item`, and none may be empty.
+CLI::Validator list_of(CLI::Validator item);
+
+/// Adds an option that takes a `list_of` items, or several. CLI11's own delimiter(',') drops empty items.
+template <class T>
+CLI::Option* add_list(CLI::App& command, const std::string& name, std::vector<T>& values,
+                      const std::string& help, CLI::Validator item) {
+  const auto take = [&values](const CLI::results_t& lists) {
+    values.clear();
+    for (const std::string& list : lists) {
+      for (const std::string_view text : split(list, ',')) {
+        if (T value; CLI::detail::lexical_cast(std::string(text), value)) {
+          values.push_back(std::move(value));
+        } else {
+          return false;
+        }
+      }
+    }
+    return true;
+  };
+  const auto shown = [&values] { return fmt::format("{}", fmt::join(values, ",")); };
+  return command.add_option(name, take, help, false, shown)
+      ->type_name(CLI::detail::type_name<T>())
+      ->expected(1, CLI::detail::expected_max_vector_size)
+      ->check(list_of(std::move(item)));
+}
 
 /// For a path that a model is read from. Throws `Error` with the system's reason if it, or config.json in it,
 /// cannot be looked up: a directory that may not be entered, a loop of links. Whether it is there is for

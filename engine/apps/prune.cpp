@@ -114,9 +114,8 @@ void add_method_flags(CLI::App& command, PruneFlags& flags) {
   command.add_option("--sparsity", flags.sparsity, "share of zeros")
       ->check(number_in(0, 1, "0..1"))
       ->capture_default_str();
-  command.add_option("--layer-sparsity", flags.layer_sparsity, "share of zeros of each layer: 0.4,0.5,…")
-      ->delimiter(',')
-      ->check(number_in(0, 1, "0..1"));
+  add_list(command, "--layer-sparsity", flags.layer_sparsity, "share of zeros of each layer: 0.4,0.5,…",
+           number_in(0, 1, "0..1"));
   command
       .add_option("--allocation", flags.allocation, "uniform, or owl: layers with more outliers keep more")
       ->check(CLI::IsMember({"uniform", "owl"}))

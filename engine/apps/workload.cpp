@@ -18,16 +18,6 @@ namespace {
 constexpr int kDefaultPrompts = 200;
 constexpr int kMostTokens = 1 << 20;
 
-std::vector<std::string_view> split(std::string_view line, char by) {
-  std::vector<std::string_view> parts;
-  for (;;) {
-    const size_t at = line.find(by);
-    parts.push_back(line.substr(0, at));
-    if (at == std::string_view::npos) return parts;
-    line.remove_prefix(at + 1);
-  }
-}
-
 template <class T>
 std::optional<T> number(std::string_view text) {
   T value{};
