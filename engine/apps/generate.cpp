@@ -13,6 +13,7 @@
 #include "engine/apps/report.h"
 #include "engine/apps/sampling_flags.h"
 #include "kernels/check.h"
+#include "models/json_text.h"
 
 namespace spinfer {
 namespace {
@@ -37,7 +38,7 @@ struct PromptText {
 
 PromptText parse_prompt_line(std::string_view line, const std::string& where,
                              const SamplingParams& defaults) {
-  const auto json = nlohmann::json::parse(line, nullptr, false);
+  const nlohmann::json json = parse_json(line, where);
   check(json.is_object() && json.contains("prompt") && json["prompt"].is_string(),
         "{}: must be a JSON object with a string \"prompt\"", where);
   PromptText result{json["prompt"], defaults, where};
