@@ -220,9 +220,20 @@ class LoadRun {
         if (next_ == items_.size()) return;
         index = next_++;
       }
-      std::this_thread::sleep_until(start_ + std::chrono::duration_cast<Clock::duration>(
-                                                 std::chrono::duration<double>(items_[index].arrival)));
+      wait_until(items_[index].arrival);
       ask(index);
+    }
+  }
+
+  double elapsed() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+
+  /// Hour by hour: a low rate or a trace may ask for more seconds than the clock can count to.
+  void wait_until(double arrival) const {
+    constexpr double kLongestSleep = 3600;
+    for (double left; (left = arrival - elapsed()) > 0;) {
+      std::this_thread::sleep_until(Clock::now() +
+                                    std::chrono::duration_cast<Clock::duration>(
+                                        std::chrono::duration<double>(std::min(left, kLongestSleep))));
     }
   }
 
@@ -241,7 +252,7 @@ class LoadRun {
       error = failure.what();
     }
     const std::lock_guard lock(mutex_);
-    seconds_ = std::chrono::duration<double>(Clock::now() - start_).count();
+    seconds_ = elapsed();
     if (error.empty()) {
       run_.requests.push_back(std::move(figures));
     } else {

@@ -1,10 +1,13 @@
 """bench throughput, bench serve and chat as users run them."""
 
+import contextlib
+import http.server
 import json
 import os
 import select
 import signal
 import subprocess
+import threading
 import time
 import unittest
 
@@ -111,6 +114,40 @@ class Throughput(ProgramTest):
         self.refused(2, ["bench", "throughput"], says="-m")
 
 
+@contextlib.contextmanager
+def other_server(models=None, events=()):
+    """A server of someone else's: `models` on GET, `events` and [DONE] on POST. Yields its URL and the bodies it was sent."""
+    bodies = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.answer("application/json", json.dumps(models or {"data": [{"id": "m"}]}))
+
+        def do_POST(self):
+            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.answer("text/event-stream", "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n")
+
+        def answer(self, kind, text):
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", bodies
+        finally:
+            server.shutdown()
+
+
+PIECE = {"choices": [{"text": "a"}]}
+
+
 class Serve(ProgramTest):
     def test_against_our_server(self):
         keys = self.file("keys", "sk-x\n")
@@ -139,6 +176,23 @@ class Serve(ProgramTest):
             self.assertEqual((run["completed"], run["failed"]), (3, 0), run)
             self.assertEqual(server.stop(), 0)
         self.refused(2, ["serve", "-m", LLAMA, "--config", LLAMA / "config.json"])
+
+    def test_arrivals_in_thousands_of_years(self):
+        """More nanoseconds than 63 bits count: the second request waits, and the program can be ended."""
+        far = self.file("far.csv", TRACE.splitlines()[0] + "\n0,2,3\n1e300,2,3\n")
+        for arguments in (("--request-rate", "1e-11"), ("--request-rate", "1e-300"),
+                          ("--request-rate", "trace", "--trace", far)):
+            with self.subTest(arguments=arguments), other_server(events=[PIECE]) as (url, bodies), subprocess.Popen(
+                    command("bench", "serve", "--url", url, "--num-prompts", 2, *arguments), stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE) as process:
+                end = time.monotonic() + 20 * live.SLOWNESS
+                while not bodies and time.monotonic() < end:
+                    time.sleep(0.05)
+                time.sleep(0.5 * live.SLOWNESS)
+                self.assertEqual(len(bodies), 1)
+                process.send_signal(signal.SIGINT)
+                self.assertEqual(process.wait(20 * live.SLOWNESS), 130)
+                self.assertEqual(process.stdout.read(), b"")
 
     def test_bad_urls(self):
         for status, url in ((2, "https://a"), (2, "ftp://a"), (2, "http://"), (2, "http://a:x"), (1, "http://127.0.0.1:1"),
