@@ -83,11 +83,8 @@ std::string random_words(uint64_t seed, int count) {
   return text;
 }
 
-std::string request_body(const BenchServeFlags& flags, const Target& target, WorkItem item, uint64_t number) {
-  if (target.max_model_len > 1) {
-    item.output_tokens = int(std::min<int64_t>(item.output_tokens, target.max_model_len - 1));
-    item.input_tokens = int(std::min<int64_t>(item.input_tokens, target.max_model_len - item.output_tokens));
-  }
+std::string request_body(const BenchServeFlags& flags, const Target& target, const WorkItem& item,
+                         uint64_t number) {
   const uint64_t seed = flags.seed + number;
   json body{{"model", target.model},
             {"max_tokens", item.output_tokens},
@@ -274,10 +271,13 @@ class LoadRun {
 void run_bench_serve(const BenchServeFlags& flags) {
   const Target target = find_target(flags);
   for (const std::string& rate : flags.rates) {
-    LoadRun load(flags, target, make_workload(flags.workload, rate, flags.seed));
+    std::vector<WorkItem> items = make_workload(flags.workload, rate, flags.seed);
+    const int64_t cut = target.max_model_len > 1 ? cut_to_model(items, target.max_model_len) : 0;
+    LoadRun load(flags, target, std::move(items));
     const ServingRun run = load.run();
     json figures = serving_json(run);
     if (flags.workload.samples) figures["samples"] = samples_json(run);
+    figures["requests_cut_to_model"] = cut;
     figures["request_rate"] = rate;
     figures["max_concurrency"] = flags.max_concurrency;
     figures["model"] = target.model;
@@ -286,7 +286,7 @@ void run_bench_serve(const BenchServeFlags& flags) {
       print_json(figures);
       continue;
     }
-    print_out(fmt::format("{} requests/s asked: {}", rate, serving_table(figures)));
+    print_out(fmt::format("{} requests/s asked: {}{}", rate, serving_table(figures), cut_line(cut)));
     if (!load.first_error().empty()) print_out(fmt::format("first error: {}\n", load.first_error()));
   }
 }

@@ -63,7 +63,8 @@ class ThroughputRun {
  public:
   ThroughputRun(Engine& engine, std::vector<WorkItem> items, const ThroughputFlags& flags, uint64_t seed)
       : engine_(engine), items_(std::move(items)), flags_(flags), seed_(seed) {
-    fit_to_model();
+    check(engine_.max_model_len() >= 2, "the model takes {} tokens: too few", engine_.max_model_len());
+    cut_ = cut_to_model(items_, engine_.max_model_len());
   }
 
   nlohmann::json measure() {
@@ -103,18 +104,6 @@ class ThroughputRun {
   };
 
   double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
-
-  /// A workload recorded with a larger model is cut to what this one takes.
-  void fit_to_model() {
-    const auto most = int(std::min<int64_t>(engine_.max_model_len(), 1 << 30));
-    check(most >= 2, "the model takes {} tokens: too few", most);
-    for (WorkItem& item : items_) {
-      const WorkItem asked = item;
-      item.output_tokens = std::min(item.output_tokens, most - 1);
-      item.input_tokens = std::min(item.input_tokens, most - item.output_tokens);
-      cut_ += item.output_tokens != asked.output_tokens || item.input_tokens != asked.input_tokens;
-    }
-  }
 
   Prompt prompt_of(size_t index) const {
     Prompt prompt;
@@ -240,7 +229,6 @@ nlohmann::json measure(const ThroughputFlags& flags, bool dense) {
 }
 
 std::string table_of(const char* title, const nlohmann::json& figures) {
-  const auto cut = figures["requests_cut_to_model"].get<int64_t>();
   return fmt::format(
       "{}: {}decode steps of {} requests: {} ms each, of which the device waits {} ms for the host ({} %)\n"
       "{} preemptions; at most {} running, {} of {} KV blocks used\n"
@@ -250,8 +238,7 @@ std::string table_of(const char* title, const nlohmann::json& figures) {
       decimal(figures["host_gap_pct"], 2), figures["preemptions"].get<int64_t>(),
       figures["most_running"].get<int>(), figures["kv_blocks_most_used"].get<int64_t>(),
       figures["kv_blocks"].get<int64_t>(), figures["saturated_output_throughput"].get<double>(),
-      figures["saturated_s"].get<double>(),
-      cut > 0 ? fmt::format("requests longer than the model takes, cut to it: {}\n", cut) : "");
+      figures["saturated_s"].get<double>(), cut_line(figures["requests_cut_to_model"]));
 }
 
 void run_throughput(const ThroughputFlags& flags) {

@@ -93,4 +93,8 @@ std::string serving_table(const nlohmann::json& figures) {
   return text;
 }
 
+std::string cut_line(int64_t requests) {
+  return requests > 0 ? fmt::format("requests longer than the model takes, cut to it: {}\n", requests) : "";
+}
+
 }  // namespace spinfer

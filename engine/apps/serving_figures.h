@@ -33,6 +33,8 @@ nlohmann::json serving_json(const ServingRun& run);
 /// The same figures of each request: ttft_ms, e2el_ms, input_tokens, output_tokens, as lists of equal length.
 nlohmann::json samples_json(const ServingRun& run);
 std::string serving_table(const nlohmann::json& figures);
+/// The line below it on requests that were cut to the model; nothing if there is none.
+std::string cut_line(int64_t requests);
 
 /// `sum` over `count`; kNone of nothing.
 double mean(double sum, size_t count);

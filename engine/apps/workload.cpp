@@ -188,4 +188,15 @@ std::vector<WorkItem> make_workload(const WorkloadFlags& flags, const std::strin
   return items;
 }
 
+int64_t cut_to_model(std::vector<WorkItem>& items, int64_t max_model_len) {
+  const int most = int(std::min<int64_t>(max_model_len, 2 * kMostTokens));
+  int64_t cut = 0;
+  for (WorkItem& item : items) {
+    cut += item.input_tokens + item.output_tokens > most;
+    item.output_tokens = std::min(item.output_tokens, most - 1);
+    item.input_tokens = std::min(item.input_tokens, most - item.output_tokens);
+  }
+  return cut;
+}
+
 }  // namespace spinfer

@@ -30,6 +30,10 @@ CLI::Validator request_rate();
 /// In order of arrival. Throws `Error` naming file and line for a trace that cannot be read.
 std::vector<WorkItem> make_workload(const WorkloadFlags& flags, const std::string& rate, uint64_t seed);
 
+/// A workload recorded with a larger model is cut to what one of `max_model_len` tokens (at least 2) takes:
+/// the answer to all but one of them, the prompt to the rest. Returns how many requests were longer.
+int64_t cut_to_model(std::vector<WorkItem>& items, int64_t max_model_len);
+
 /// A CSV whose first line names its columns: TIMESTAMP ("2023-11-16 18:15:46.6805900", with or without "T",
 /// "Z" or "+01:00" as ISO 8601 has them, or seconds), ContextTokens, GeneratedTokens, as the Azure LLM
 /// inference traces have them. Throws `Error` naming `name` and the line.

@@ -177,6 +177,19 @@ class Serve(ProgramTest):
             self.assertEqual(server.stop(), 0)
         self.refused(2, ["serve", "-m", LLAMA, "--config", LLAMA / "config.json"])
 
+    def test_requests_longer_than_the_model(self):
+        """What is said of them is what the server got, for as long as it says what it takes."""
+        trace = self.file("trace.csv", TRACE)
+        for most, lengths, cut in ((512, [(20, 5), (30, 8), (508, 4)], 1), (10, [(5, 5), (2, 8), (6, 4)], 3),
+                                   (904, [(20, 5), (30, 8), (900, 4)], 0), (None, [(20, 5), (30, 8), (900, 4)], 0)):
+            with other_server({"data": [{"id": "m", "max_model_len": most}]}, [PIECE]) as (url, bodies):
+                arguments = ("bench", "serve", "--url", url, "--trace", trace)
+                self.assertEqual(self.json(*arguments)["requests_cut_to_model"], cut)
+                self.assertEqual(sorted((len(body["prompt"]), body["max_tokens"]) for body in bodies), sorted(lengths))
+                text = self.ok(*arguments).decode()
+                line = f"requests longer than the model takes, cut to it: {cut}\n"
+                self.assertEqual(line in text, cut > 0, text)
+
     def test_arrivals_in_thousands_of_years(self):
         """More nanoseconds than 63 bits count: the second request waits, and the program can be ended."""
         far = self.file("far.csv", TRACE.splitlines()[0] + "\n0,2,3\n1e300,2,3\n")
