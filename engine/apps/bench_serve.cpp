@@ -19,6 +19,7 @@
 #include "engine/server/http_client.h"
 #include "kernels/check.h"
 #include "kernels/ops.h"
+#include "models/json_text.h"
 
 namespace spinfer {
 namespace {
@@ -27,6 +28,7 @@ using nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
 constexpr int kMostThreads = 2048;
+constexpr int64_t kMostTokensCounted = int64_t{1} << 40;  // of a request, by its server
 constexpr int kLowestId = 3, kIds = 500;  // prompt ids every vocabulary has, without special tokens
 
 struct BenchServeFlags {
@@ -62,12 +64,15 @@ Target find_target(const BenchServeFlags& flags) {
   const int status = http_call(
       target.url, {.method = "GET", .path = "/v1/models", .api_key = target.key, .timeout_seconds = 30},
       [&](std::string_view piece) { body += piece; });
-  const json models = json::parse(body, nullptr, false);
-  check(status == 200 && models.is_object() && models.contains("data") && models["data"].is_array() &&
-            !models["data"].empty(),
-        "{}: GET /v1/models gave status {}: {}", flags.url, status, body.substr(0, 200));
-  const json& first = models["data"][0];
-  if (target.model.empty()) target.model = first.value("id", "");
+  const std::string source = flags.url + ": GET /v1/models";
+  check(status == 200, "{} gave status {}: {}", source, status, body.substr(0, 200));
+  const json models = parse_json(body, source);
+  const json* data = JsonFields(models, source).find("data");
+  check(data && data->is_array() && !data->empty(), "{}: \"data\" is {}; must be a list of models", source,
+        data ? data->is_array() ? "empty" : printable_value(*data) : "missing");
+  const json& first = data->front();
+  const JsonFields fields(first, source + ": \"data\"[0]");
+  if (target.model.empty()) target.model = fields.string("id");
   if (first.contains("max_model_len") && first["max_model_len"].is_number_integer())
     target.max_model_len = first["max_model_len"];
   return target;
@@ -133,12 +138,18 @@ class StreamReader {
     }
     const json event = json::parse(data, nullptr, false);
     if (!event.is_object()) return;
-    if (event.contains("error")) error_ = event["error"].dump().substr(0, 300);
-    if (event.contains("usage") && event["usage"].is_object()) {
-      figures_.input_tokens = event["usage"].value("prompt_tokens", int64_t{0});
-      figures_.output_tokens = event["usage"].value("completion_tokens", int64_t{0});
+    const JsonFields fields(event, "an event of the answer");
+    if (const json* error = fields.find("error")) error_ = error->dump().substr(0, 300);
+    if (const json* usage = fields.find("usage")) {
+      const JsonFields counts(*usage, "\"usage\" in an event of the answer");
+      figures_.input_tokens = counts.integer("prompt_tokens", 0, kMostTokensCounted, 0);
+      figures_.output_tokens = counts.integer("completion_tokens", 0, kMostTokensCounted, 0);
     }
-    if (!event.contains("choices") || event["choices"].empty() || is_opening(event["choices"][0])) return;
+    const json* choices = fields.find("choices");
+    if (!choices) return;
+    check(choices->is_array(), "{}: \"choices\" is {}; must be a list", fields.source(),
+          printable_value(*choices));
+    if (choices->empty() || is_opening(choices->front())) return;
     const double now = std::chrono::duration<double>(Clock::now() - sent_).count();
     if (pieces_++ == 0) {
       figures_.first_token = now;
@@ -149,8 +160,9 @@ class StreamReader {
   }
   /// The event of a chat that only names the role.
   static bool is_opening(const json& choice) {
-    return choice.contains("delta") && choice["delta"].is_object() &&
-           choice["delta"].value("content", "") == "" && choice.contains("finish_reason") &&
+    if (!choice.contains("delta") || !choice["delta"].is_object()) return false;
+    const JsonFields delta(choice["delta"], "\"delta\" in an event of the answer");
+    return delta.string("content", "").empty() && choice.contains("finish_reason") &&
            choice["finish_reason"].is_null();
   }
 

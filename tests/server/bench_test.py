@@ -121,7 +121,7 @@ def other_server(models=None, events=()):
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            self.answer("application/json", json.dumps(models or {"data": [{"id": "m"}]}))
+            self.answer("application/json", json.dumps({"data": [{"id": "m"}]} if models is None else models))
 
         def do_POST(self):
             bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -189,6 +189,26 @@ class Serve(ProgramTest):
                 text = self.ok(*arguments).decode()
                 line = f"requests longer than the model takes, cut to it: {cut}\n"
                 self.assertEqual(line in text, cut > 0, text)
+
+    def test_answers_of_another_kind(self):
+        """One sentence with the URL and the field."""
+        for models, says in (([], "object"), ({}, '"data" is missing'), ({"data": 5}, '"data" is 5'), ({"data": []}, '"data" is empty'),
+                             ({"data": ["m"]}, '"data"[0]'), ({"data": [{"id": 7}]}, '"id" is 7'), ({"data": [{}]}, '"id" is missing')):
+            with self.subTest(models=models), other_server(models) as (url, _):
+                self.refused(1, ["bench", "serve", "--url", url], says=(url, says))
+        for event, says in (({"choices": 5}, '"choices" is 5'), ({"choices": {"a": 1}}, '"choices" is an object'),
+                            ({"usage": {"prompt_tokens": "many"}}, '"prompt_tokens" is "many"'), ({"usage": 5}, '"usage"'),
+                            ({"choices": [{"delta": {"content": 5}}]}, '"content" is 5')):
+            with self.subTest(event=event), other_server(events=[event]) as (url, _):
+                self.refused(1, ["bench", "serve", "--url", url, "--num-prompts", 2], says=(url, says))
+
+    def test_a_chat_that_opens_with_null(self):
+        """As some do in the event that names the role, which is no text."""
+        opening = {"choices": [{"delta": {"role": "assistant", "content": None}, "finish_reason": None}], "usage": None}
+        piece = {"choices": [{"delta": {"content": "a"}, "finish_reason": None}]}
+        with other_server(events=[opening, piece, piece]) as (url, _):
+            run = self.json("bench", "serve", "--url", url, "--num-prompts", 3, "--endpoint", "chat")
+            self.assertEqual((run["completed"], run["failed"], run["total_output_tokens"]), (3, 0, 6))
 
     def test_arrivals_in_thousands_of_years(self):
         """More nanoseconds than 63 bits count: the second request waits, and the program can be ended."""
