@@ -152,7 +152,7 @@ void run_kernel_bench(const KernelFlags& flags) {
 void add_bench_kernel(CLI::App& bench) {
   auto flags = std::make_shared<KernelFlags>();
   CLI::App* command = bench.add_subcommand("kernel", "the sparse linear against the dense one, weights cold");
-  flags->common.add_to(*command, CommonFlags::Model::optional);
+  flags->common.add_to(*command, CommonFlags::Model::none, {.device = true, .threads = true, .seed = true});
   command->add_option("--shapes", flags->shapes, "paper, or MxK,MxK,… (out features x in features)")
       ->capture_default_str();
   add_list(*command, "-N,--tokens", flags->tokens, "tokens: 8,16,32", whole_number_in(1, 1 << 16))

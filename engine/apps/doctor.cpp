@@ -104,6 +104,7 @@ void print_text(const nlohmann::json& document) {
 }
 
 void run_doctor(const CommonFlags& flags) {
+  flags.check_one_rank("doctor");
   Device cpu(cpu_backend(), {.ordinal = 0, .threads = flags.threads});
   nlohmann::json document{{"cpu",
                            {{"model", cpu.info().name},
@@ -130,7 +131,7 @@ void run_doctor(const CommonFlags& flags) {
 void add_doctor(CLI::App& app) {
   auto flags = std::make_shared<CommonFlags>();
   CLI::App* command = app.add_subcommand("doctor", "devices, drivers and a self-test of the kernels");
-  flags->add_to(*command, CommonFlags::Model::optional);
+  flags->add_to(*command, CommonFlags::Model::none, {.threads = true});
   command->callback([flags] { run_doctor(*flags); });
 }
 

@@ -144,7 +144,7 @@ void add_inspect(CLI::App& app) {
   auto flags = std::make_shared<InspectFlags>();
   CLI::App* command =
       app.add_subcommand("inspect", "what is in a model directory: config, sparsity, bytes dense and packed");
-  flags->common.add_to(*command, CommonFlags::Model::optional);
+  flags->common.add_to(*command, CommonFlags::Model::optional, {.ranks = true, .threads = true});
   flags->capacity.add_to(*command);
   flags->config.add_to(*command, "a config.json instead of -m, its linears assumed sparse");
   command

@@ -85,41 +85,47 @@ void check_reachable(const std::filesystem::path& path) {
   if (found(path) && S_ISDIR(status.st_mode)) found(path / "config.json");
 }
 
-void CommonFlags::add_to(CLI::App& command, Model requirement) {
-  auto* option =
-      command.add_option("-m,--model", model, "model directory (Hugging Face layout, dense or packed)")
-          ->check(not_empty())
-          ->each([](const std::string& path) {
-            check_reachable(path);
-            std::error_code error;
-            check(!std::filesystem::is_regular_file(path, error), "{}: a file; -m takes a model's directory",
-                  path);
-          });
-  if (requirement == Model::required) option->required();
-  command.option_defaults()->group("Common options");  // shown after the command's own
-  command.add_option("--device", device, "auto, cpu or cuda")
+void CommonFlags::add_to(CLI::App& command, Model requirement, const FlagUses& uses) {
+  if (requirement != Model::none) {
+    command.add_option("-m,--model", model, "model directory (Hugging Face layout, dense or packed)")
+        ->check(not_empty())
+        ->each([](const std::string& path) {
+          check_reachable(path);
+          std::error_code error;
+          check(!std::filesystem::is_regular_file(path, error), "{}: a file; -m takes a model's directory",
+                path);
+        })
+        ->required(requirement == Model::required);
+  }
+  const auto group = [](CLI::Option* option, bool used) {
+    return option->group(used ? "Common options" : "");  // shown after the command's own, or not at all
+  };
+  group(command.add_option("--device", device, "auto, cpu or cuda"), uses.device)
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
-  command.add_option("--tp,--tensor-parallel", tensor_parallel, "tensor-parallel ranks (also typed -tp N)")
+  group(command.add_option("--tp,--tensor-parallel", tensor_parallel,
+                           "tensor-parallel ranks (also typed -tp N)"),
+        uses.ranks)
       ->check(whole_number_in(1, 64))
       ->capture_default_str();
-  command
-      .add_option(
-          "--watchdog", watchdog,
-          "several ranks: seconds of a step after which they count as hung; 0 = no limit (30 on GPUs)")
-      ->check(number_in(0, 86400, "0..86400"));
-  command.add_option("-t,--threads", threads, "CPU threads; 0 = all cores")
+  group(command.add_option("-t,--threads", threads, "CPU threads; 0 = all cores"), uses.threads)
       ->check(whole_number_in(0, 1024))
       ->capture_default_str();
-  command.add_option("--seed", seed, "seed of random draws")
+  group(command.add_option("--seed", seed, "seed of random draws"), uses.seed)
       ->check(whole_number_in(0, std::numeric_limits<int64_t>::max()));
-  command.add_option("--log-level", log_level, "trace, debug, info, warn, error or off")
+  group(command.add_option("--log-level", log_level, "trace, debug, info, warn, error or off"), true)
       ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
       ->capture_default_str();
-  command.add_flag("--json", json, "print one JSON document on stdout and nothing else");
-  command.add_flag("--deterministic", deterministic, "same tokens whatever else is in the batch");
-  command.add_flag("--enforce-eager", enforce_eager, "queue every op by itself: no CUDA graphs");
-  command.option_defaults()->group("Options");
+  group(command.add_flag("--json", json, "print one JSON document on stdout and nothing else"), true);
+  group(command.add_flag("--deterministic", deterministic, "same tokens whatever else is in the batch"),
+        uses.model_run);
+  if (!uses.model_run) return;
+  group(command.add_option(
+            "--watchdog", watchdog,
+            "several ranks: seconds of a step after which they count as hung; 0 = no limit (30 on GPUs)"),
+        true)
+      ->check(number_in(0, 86400, "0..86400"));
+  group(command.add_flag("--enforce-eager", enforce_eager, "queue every op by itself: no CUDA graphs"), true);
 }
 
 void CommonFlags::check_one_rank(std::string_view command) const {

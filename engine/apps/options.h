@@ -17,6 +17,13 @@
 
 namespace spinfer {
 
+/// What a command has a use for, of the flags that most share.
+struct FlagUses {
+  bool model_run = false;  ///< --deterministic, --watchdog, --enforce-eager
+  bool device = false, ranks = false, threads = false, seed = false;
+};
+inline constexpr FlagUses kAllFlags{true, true, true, true, true};
+
 /// The flags that most commands share.
 struct CommonFlags {
   std::string model;
@@ -30,8 +37,10 @@ struct CommonFlags {
   bool deterministic = false;
   bool enforce_eager = false;
 
-  enum class Model { required, optional };
-  void add_to(CLI::App& command, Model model);
+  enum class Model { required, optional, none };
+  /// Flags a command has no use for are taken all the same, as from a script that gives every command the same
+  /// ones, but its help does not show them. Only -m, --watchdog and --enforce-eager are refused there.
+  void add_to(CLI::App& command, Model model, const FlagUses& uses = kAllFlags);
   void apply_log_level() const;
   /// Applies the log level too; `progress` is not set.
   EngineOptions engine_options() const;

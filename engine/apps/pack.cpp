@@ -38,7 +38,7 @@ void add_pack(CLI::App& app) {
   auto flags = std::make_shared<PackFlags>();
   CLI::App* command =
       app.add_subcommand("pack", "pruned Hugging Face directory → packed directory (TCA-BME)");
-  flags->output.add_to(*command);
+  flags->output.add_to(*command, {.threads = true});
   command->add_flag("--dense-output", flags->dense_output,
                     "the way back: write dense safetensors (zeros included) others can read");
   command->callback([flags] { run_pack(*flags); });

@@ -141,7 +141,7 @@ void add_method_flags(CLI::App& command, PruneFlags& flags) {
 void add_prune(CLI::App& app) {
   auto flags = std::make_shared<PruneFlags>();
   CLI::App* command = app.add_subcommand("prune", "dense directory → pruned directory, packed");
-  flags->output.add_to(*command);
+  flags->output.add_to(*command, {.device = true, .threads = true});
   add_method_flags(*command, *flags);
   command->add_flag("--dense-output", flags->dense_output,
                     "write dense safetensors (zeros included) others can read");

@@ -19,7 +19,7 @@ void add_tokenize(CLI::App& app) {
   };
   auto flags = std::make_shared<Flags>();
   CLI::App* command = app.add_subcommand("tokenize", "text on stdin → one line of token ids");
-  flags->common.add_to(*command, CommonFlags::Model::required);
+  flags->common.add_to(*command, CommonFlags::Model::required, {});
   command->add_flag("--no-bos", flags->no_bos, "do not put the begin-of-text token first");
   command->callback([flags] {
     flags->common.check_one_rank("tokenize");
@@ -33,7 +33,7 @@ void add_tokenize(CLI::App& app) {
 void add_detokenize(CLI::App& app) {
   auto flags = std::make_shared<CommonFlags>();
   CLI::App* command = app.add_subcommand("detokenize", "token ids on stdin → text");
-  flags->add_to(*command, CommonFlags::Model::required);
+  flags->add_to(*command, CommonFlags::Model::required, {});
   command->callback([flags] {
     flags->check_one_rank("detokenize");
     const Tokenizer tokenizer = load_tokenizer(flags->model);

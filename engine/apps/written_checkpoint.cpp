@@ -8,8 +8,8 @@
 
 namespace spinfer {
 
-void OutputFlags::add_to(CLI::App& command) {
-  common.add_to(command, CommonFlags::Model::required);
+void OutputFlags::add_to(CLI::App& command, const FlagUses& uses) {
+  common.add_to(command, CommonFlags::Model::required, uses);
   command.add_option("-o,--output", out, "directory to write; must not exist or be empty")
       ->check(not_empty())
       ->required();

@@ -14,7 +14,7 @@ struct OutputFlags {
   std::string out;
   double min_sparsity = 0.3;
 
-  void add_to(CLI::App& command);
+  void add_to(CLI::App& command, const FlagUses& uses);
 };
 
 /// A large matrix or a slow disk may take a while between two looks at SIGINT, and no half-written directory

@@ -4,6 +4,7 @@ import array
 import json
 import math
 import os
+import re
 import struct
 
 import program
@@ -475,6 +476,26 @@ class Help(program.ProgramTest):
         self.assertIn("--shapes", self.ok("bench", "kernel", "--help").decode())
         self.assertIn("--input-len", self.ok("bench", "latency", "--help").decode())
         self.assertRegex(self.ok("--version").decode(), r"\Aspinfer \d+\.\d+\.\d+\n\Z")
+
+    def test_common_flags_are_shown_where_they_mean_something(self):
+        everywhere = {"--log-level", "--json"}
+        flags = {"--model", "--device", "--tp", "--threads", "--seed", "--deterministic", "--watchdog", "--enforce-eager"} | everywhere
+        for name in ("generate", "chat", "serve", "score", "perplexity", "bench latency", "bench throughput"):
+            self.assertEqual(self.shown(name) & flags, flags, name)
+        for name, some in (("tokenize", {"--model"}), ("detokenize", {"--model"}), ("pack", {"--model", "--threads"}),
+                           ("prune", {"--model", "--device", "--threads"}), ("inspect", {"--model", "--tp", "--threads"}),
+                           ("bench kernel", {"--device", "--threads", "--seed"}), ("doctor", {"--threads"})):
+            self.assertEqual(self.shown(name) & flags, some | everywhere, name)
+
+    def shown(self, name):
+        return set(re.findall(r"--[a-z-]+", self.ok(*name.split(), "--help").decode()))
+
+    def test_common_flags_are_taken_everywhere(self):
+        common = ("--device", "cpu", "--tp", 1, "-t", 1, "--seed", 1, "--log-level", "error", "--deterministic")
+        for arguments in (("tokenize", "-m", LLAMA), ("detokenize", "-m", LLAMA), ("pack", "-m", LLAMA, "-o", "packed"),
+                          ("prune", "-m", LLAMA, "-o", "pruned"), ("inspect", "-m", LLAMA), ("doctor",),
+                          ("bench", "kernel", "--shapes", "1x1", "-N", 1, "--sparsity", 0.5)):
+            self.json(*arguments, *common, stdin=b"1")
 
 
 if __name__ == "__main__":
