@@ -100,7 +100,9 @@ void print_text(const nlohmann::json& document) {
     }
   }
   if (!document["cuda_built"].get<bool>())
-    print_out("cuda     not built in (no CUDA compiler when spinfer was built)\n");
+    print_out(
+        "cuda     built without CUDA; to include it: cmake --preset release && cmake --build --preset "
+        "release\n");
 }
 
 void run_doctor(const CommonFlags& flags) {

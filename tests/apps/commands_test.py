@@ -462,7 +462,14 @@ class Doctor(program.ProgramTest):
         self.assertEqual({t["op"] for t in tests}, {"linear, dense", "linear, TCA-BME", "attention"})
         self.assertGreater(document["cpu"]["threads"], 0)
         self.assertGreater(document["cpu"]["memory_bytes"], 1 << 28)
-        self.assertIn(b"attention", self.ok("doctor", "--device", "cpu"))
+        text = self.ok("doctor", "--device", "cpu").decode()
+        self.assertIn("attention", text)
+        hint = "built without CUDA; to include it: cmake --preset release && cmake --build --preset release\n"
+        self.assertEqual(hint in text, not document["cuda_built"])
+        presets = json.loads((ROOT / "CMakePresets.json").read_text())
+        (release,) = [p for p in presets["configurePresets"] if p["name"] == "release"]
+        self.assertEqual(release["cacheVariables"]["SPINFER_CUDA"], "AUTO", "whatever the build directory had before")
+        self.assertIn("release", [p["name"] for p in presets["buildPresets"]])
 
 
 class Help(program.ProgramTest):
