@@ -228,17 +228,26 @@ nlohmann::json measure(const ThroughputFlags& flags, bool dense) {
   return ThroughputRun(*engine, std::move(items), flags, seed).measure();
 }
 
+/// Nothing if no request waited once the first was answered.
+std::string saturated_line(const nlohmann::json& figures) {
+  const double seconds = figures["saturated_s"];
+  if (seconds == 0) return {};
+  return fmt::format(
+      "{:.1f} output tokens/s in the {:.2f} s from the first answer on in which requests waited\n",
+      figures["saturated_output_throughput"].get<double>(), seconds);
+}
+
 std::string table_of(const char* title, const nlohmann::json& figures) {
   return fmt::format(
       "{}: {}decode steps of {} requests: {} ms each, of which the device waits {} ms for the host ({} %)\n"
       "{} preemptions; at most {} running, {} of {} KV blocks used\n"
-      "{:.1f} output tokens/s in the {:.1f} s from the first answer on in which requests waited\n{}",
+      "{}{}",
       title, serving_table(figures), decimal(figures["decode_batch_mean"], 1),
       decimal(figures["decode_step_ms_mean"], 3), decimal(figures["host_gap_ms_mean"], 4),
       decimal(figures["host_gap_pct"], 2), figures["preemptions"].get<int64_t>(),
       figures["most_running"].get<int>(), figures["kv_blocks_most_used"].get<int64_t>(),
-      figures["kv_blocks"].get<int64_t>(), figures["saturated_output_throughput"].get<double>(),
-      figures["saturated_s"].get<double>(), cut_line(figures["requests_cut_to_model"]));
+      figures["kv_blocks"].get<int64_t>(), saturated_line(figures),
+      cut_line(figures["requests_cut_to_model"]));
 }
 
 void run_throughput(const ThroughputFlags& flags) {

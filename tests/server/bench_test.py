@@ -62,6 +62,12 @@ class Throughput(ProgramTest):
         self.assertEqual(done["sparse"]["samples"], {"ttft_ms": [], "e2el_ms": [], "input_tokens": [], "output_tokens": []})
         self.assertIsNone(done["speedup"])
 
+    def test_the_time_in_which_requests_waited(self):
+        """Has a line if there is such a time: not where all run at once."""
+        arguments = ("bench", "throughput", "-m", LLAMA, "--num-prompts", 20, "--input-len", 8, "--output-len", 4)
+        self.assertNotIn("in which requests waited", self.ok(*arguments, "--max-num-seqs", 20).decode())
+        self.assertIn("in which requests waited", self.ok(*arguments, "--max-num-seqs", 2).decode())
+
     def test_times_of_a_trace(self):
         """All of these are the same second: none waits for another."""
         times = ("2023-11-16 18:15:46", "2023-11-16T18:15:46.1Z", "2023-11-16 18:15:46.20+00:00",
