@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "engine/human_bytes.h"
 #include "engine/runner.h"
 #include "kernels/check.h"
 
@@ -66,15 +67,16 @@ void check_workspace(const ModelConfig& config, const EngineOptions& options, co
   if (plan.workspace_bytes + plan.kv_block_bytes <= budget.left_bytes) return;
   const int tokens = fitting_batched_tokens(config, options, plan.limits.max_blocks * options.block_size,
                                             budget.left_bytes - plan.kv_block_bytes);
+  const std::string left = human_bytes(std::max<int64_t>(budget.left_bytes, 0));
   if (tokens > 0) {
     fail(
-        "{}: the workspace for steps of {} tokens needs {} bytes, {} are left beside {} bytes of weights; "
-        "lower --max-num-batched-tokens to {}",
-        budget.device, plan.limits.max_tokens, plan.workspace_bytes, std::max<int64_t>(budget.left_bytes, 0),
-        budget.weights_bytes, tokens);
+        "{}: the workspace for steps of {} tokens needs {}, {} are left beside {} of weights; lower "
+        "--max-num-batched-tokens to {}",
+        budget.device, plan.limits.max_tokens, human_bytes(plan.workspace_bytes), left,
+        human_bytes(budget.weights_bytes), tokens);
   }
-  fail("{}: {} bytes of weights leave {} of {} bytes, too little for any workspace; {}", budget.device,
-       budget.weights_bytes, std::max<int64_t>(budget.left_bytes, 0), budget.total_bytes,
+  fail("{}: {} of weights leave {} of {}, too little for any workspace; {}", budget.device,
+       human_bytes(budget.weights_bytes), left, human_bytes(budget.total_bytes),
        budget.host ? "use a machine with more memory, or a sparser or smaller model"
                    : "raise --gpu-memory-utilization or --tp, or use a sparser or smaller model");
 }
@@ -86,14 +88,15 @@ int64_t choose_blocks(const EngineOptions& options, const RankBudget& budget, co
   const int64_t fitting = left / plan.kv_block_bytes;
   if (options.num_kv_blocks > 0) {
     check(options.num_kv_blocks <= fitting,
-          "{}: a KV cache of {} blocks needs {} bytes, {} are left; lower --num-kv-blocks to {}",
-          budget.device, options.num_kv_blocks, options.num_kv_blocks * plan.kv_block_bytes, left, fitting);
+          "{}: a KV cache of {} blocks needs {}, {} are left; lower --num-kv-blocks to {}", budget.device,
+          options.num_kv_blocks, human_bytes(options.num_kv_blocks * plan.kv_block_bytes), human_bytes(left),
+          fitting);
     return options.num_kv_blocks;
   }
   if (options.kv_cache_bytes > 0) {
     check(options.kv_cache_bytes <= left,
-          "{}: a KV cache of {} bytes was asked for, {} are left; lower --kv-cache-memory to {}",
-          budget.device, options.kv_cache_bytes, left, left);
+          "{}: a KV cache of {} was asked for, {} are left; lower --kv-cache-memory to {}", budget.device,
+          human_bytes(options.kv_cache_bytes), human_bytes(left), left);
     const int64_t blocks = options.kv_cache_bytes / plan.kv_block_bytes;
     check(blocks >= 1, "--kv-cache-memory {}: one block of {} tokens needs {} bytes", options.kv_cache_bytes,
           options.block_size, plan.kv_block_bytes);
@@ -167,8 +170,9 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
   const char* source = options.num_kv_blocks > 0    ? "--num-kv-blocks gives"
                        : options.kv_cache_bytes > 0 ? "--kv-cache-memory gives"
                                                     : "left are";
-  fail("{}: the KV cache of 1 request of {} tokens needs {} bytes, {} {}; lower --max-model-len to {}",
-       budget.device, plan.max_model_len, needed, source, plan.kv_bytes(), plan.kv_tokens());
+  fail("{}: the KV cache of 1 request of {} tokens needs {}, {} {}; lower --max-model-len to {}",
+       budget.device, plan.max_model_len, human_bytes(needed), source, human_bytes(plan.kv_bytes()),
+       plan.kv_tokens());
 }
 
 }  // namespace spinfer

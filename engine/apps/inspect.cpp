@@ -10,7 +10,7 @@
 #include "engine/apps/options.h"
 #include "engine/apps/output.h"
 #include "engine/apps/plan_report.h"
-#include "engine/apps/report.h"
+#include "engine/human_bytes.h"
 #include "kernels/check.h"
 #include "kernels/thread_pool.h"
 #include "models/checkpoint_tools.h"

@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "engine/apps/report.h"
+#include "engine/human_bytes.h"
 
 namespace spinfer {
 namespace {

@@ -6,6 +6,8 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
+#include "engine/human_bytes.h"
+
 namespace spinfer {
 namespace {
 
@@ -35,17 +37,6 @@ RunReport make_report(const Engine& engine, const GenerationTimes& times, int th
   else
     report.read.gb_per_s = engine.read_gbps() * engine.ranks();
   return report;
-}
-
-std::string human_bytes(int64_t bytes) {
-  const char* units[] = {"B", "kB", "MB", "GB", "TB"};
-  double value = double(bytes);
-  int unit = 0;
-  while (value >= 1000 && unit < 4) {
-    value /= 1000;
-    ++unit;
-  }
-  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.2f} {}", value, units[unit]);
 }
 
 double decode_speedup(const RunReport& sparse, const RunReport& dense) {

@@ -44,7 +44,5 @@ std::string cache_note(int64_t weights_bytes);
 
 /// "1.23 ms"; "n/a" for what is undefined, which is NaN here and null in JSON.
 std::string number_or_na(double value, int decimals, std::string_view unit = {});
-/// "1.23 GB", decimal units.
-std::string human_bytes(int64_t bytes);
 
 }  // namespace spinfer

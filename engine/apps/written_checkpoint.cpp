@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "engine/apps/output.h"
-#include "engine/apps/report.h"
+#include "engine/human_bytes.h"
 #include "models/checkpoint_tools.h"
 
 namespace spinfer {

@@ -90,8 +90,7 @@ TEST(MemoryPlan, MessagesNameTheTermAndTheSmallestChange) {
   options.max_model_len = 4096;
   const int64_t left = probe.workspace_bytes + 100 * probe.kv_block_bytes;
   const auto too_long = message_of([&] { plan_memory(config, options, gpu(left)); });
-  expect_contains(too_long,
-                  {"1 request of 4096 tokens needs 2147483648 bytes", "lower --max-model-len to 1600"});
+  expect_contains(too_long, {"1 request of 4096 tokens needs 2.15 GB", "lower --max-model-len to 1600"});
   options.max_model_len = 1600;
   EXPECT_NO_THROW(plan_memory(config, options, gpu(left)));
   options.max_model_len = 0;
@@ -121,7 +120,7 @@ TEST(MemoryPlan, MessagesNameTheTermAndTheSmallestChange) {
   options.max_num_batched_tokens = 8192;
 
   expect_contains(message_of([&] { plan_memory(config, options, gpu(-kGiB)); }),
-                  {"4294967296 bytes of weights leave 0", "--gpu-memory-utilization"});
+                  {"4.29 GB of weights leave 0 B", "--gpu-memory-utilization"});
 }
 
 TEST(MemoryPlan, HostCacheIsBoundedByDemandAndByItsShareOfTheRam) {
