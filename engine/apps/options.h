@@ -38,8 +38,8 @@ struct CommonFlags {
   bool enforce_eager = false;
 
   enum class Model { required, optional, none };
-  /// Flags a command has no use for are taken all the same, as from a script that gives every command the same
-  /// ones, but its help does not show them. Only -m, --watchdog and --enforce-eager are refused there.
+  /// Flags a command has no use for are taken all the same, as from a script that gives all commands the
+  /// same, but its help does not show them. Only -m, --watchdog and --enforce-eager are refused there.
   void add_to(CLI::App& command, Model model, const FlagUses& uses = kAllFlags);
   void apply_log_level() const;
   /// Applies the log level too; `progress` is not set.
@@ -110,7 +110,7 @@ CLI::Option* add_list(CLI::App& command, const std::string& name, std::vector<T>
   const auto shown = [&values] { return fmt::format("{}", fmt::join(values, ",")); };
   return command.add_option(name, take, help, false, shown)
       ->type_name(CLI::detail::type_name<T>())
-      ->expected(1, CLI::detail::expected_max_vector_size)
+      ->expected(CLI::detail::expected_max_vector_size)
       ->check(list_of(std::move(item)));
 }
 

@@ -5,13 +5,12 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "engine/human_bytes.h"
 #include "engine/memory_plan.h"
 #include "engine/runner.h"
 #include "kernels/check.h"
 #include "kernels/device.h"
 #include "kernels/gpu_footprint.h"
-
-#include "engine/human_bytes.h"
 
 namespace spinfer {
 namespace {
@@ -109,18 +108,16 @@ std::string plan_table(const PlanReport& plan) {
     };
     table += fmt::format("  {:<28}{:>14}{:>14}\n", label, cell(plan.sparse), cell(plan.dense));
   };
-  // Both columns in the unit of the larger: they are there to be compared.
-  const auto bytes_row = [&](const char* label, bool known_without_fit, const auto& bytes) {
-    const int64_t larger = std::max(bytes(plan.sparse), bytes(plan.dense));
-    row(label, known_without_fit, [&](const PlanColumn& c) { return human_bytes(bytes(c), larger); });
-  };
-  bytes_row("weights", true, [](const PlanColumn& c) { return c.weights_bytes; });
-  bytes_row("their device layout", true, [](const PlanColumn& c) { return c.layout_bytes; });
-  bytes_row("workspace", false, [](const PlanColumn& c) { return c.workspace_bytes; });
-  bytes_row("CUDA, cuBLAS, scratch", false, [](const PlanColumn& c) { return c.overhead_bytes; });
-  bytes_row("KV cache, a token", true, [](const PlanColumn& c) { return c.kv_bytes_per_token; });
-  bytes_row("KV cache", false, [](const PlanColumn& c) { return c.kv_bytes; });
-  bytes_row("total", false, [](const PlanColumn& c) { return c.total_bytes(); });
+  // What is compared and added up has one unit: the larger weights'.
+  const int64_t weights = std::max(plan.sparse.weights_bytes, plan.dense.weights_bytes);
+  const auto bytes = [weights](int64_t count) { return human_bytes(count, weights); };
+  row("weights", true, [&](const PlanColumn& c) { return bytes(c.weights_bytes); });
+  row("their device layout", true, [&](const PlanColumn& c) { return bytes(c.layout_bytes); });
+  row("workspace", false, [&](const PlanColumn& c) { return bytes(c.workspace_bytes); });
+  row("CUDA, cuBLAS, scratch", false, [&](const PlanColumn& c) { return bytes(c.overhead_bytes); });
+  row("KV cache, a token", true, [](const PlanColumn& c) { return human_bytes(c.kv_bytes_per_token); });
+  row("KV cache", false, [&](const PlanColumn& c) { return bytes(c.kv_bytes); });
+  row("total", false, [&](const PlanColumn& c) { return bytes(c.total_bytes()); });
   row("tokens that fit the KV cache", false,
       [](const PlanColumn& c) { return fmt::format("{}", c.max_kv_tokens); });
   for (const auto& [label, column] : {std::pair("sparse", plan.sparse), std::pair("dense", plan.dense)}) {

@@ -145,7 +145,7 @@ BAD_FLAGS = [  # arguments, what the line must name
     (["bench", "kernel", "--shapes", "64x64", "-N", "0"], ["-N", "0"]),
     (["bench", "kernel", "--shapes", "64x64", "-N", "8,x"], ["-N", "x"]),
     (["bench", "kernel", "--shapes", "64x64", "-N", "1,,2"], ["-N", "'1,,2' has an empty item"]),
-    (["bench", "kernel", "--shapes", "64x64", "-N=1,"], ["-N", "empty item"]),
+    (["bench", "kernel", "--shapes", "64x64", "--tokens=1,"], ["-N", "empty item"]),
     (["bench", "kernel", "--shapes", "64x64", "-N", ",1"], ["-N", "empty item"]),
     (["bench", "kernel", "--shapes", "64x64", "-N", ","], ["-N", "empty item"]),
     (["bench", "kernel", "--shapes", "64x64", "-N", ""], ["-N", "empty item"]),

@@ -303,6 +303,20 @@ class Inspect(program.ProgramTest):
         for word in ("weights", "KV", "workspace", "tokens"):
             self.assertIn(word, text)
 
+    def test_plan_in_units_for_people(self):
+        """What adds up to the total has its unit, and a refusal no raw bytes."""
+        config = ROOT / "configs" / "models"
+        text = self.ok("inspect", "--config", config / "opt-125m.json", "--sparsity", 0.9, "--plan", "--gpu-memory", 8 << 30,
+                       "--kv-cache-memory", 1 << 28, "--max-num-batched-tokens", 512).decode()
+        rows = {name: cells for name, *cells in re.findall(r"^  (\S.*?) +([\d.]+) MB +([\d.]+) (?:MB|B)$", text, re.MULTILINE)}
+        self.assertEqual(list(rows), ["weights", "their device layout", "workspace", "CUDA, cuBLAS, scratch", "KV cache", "total"], text)
+        for column in (0, 1):
+            *parts, total = (float(cells[column]) for cells in rows.values())
+            self.assertAlmostEqual(sum(parts), total, delta=0.04)
+        text = self.ok("inspect", "--config", config / "opt-13b.json", "--plan", "--gpu-memory", 24 << 30).decode()
+        self.assertRegex(text, r"dense does not fit: .*[\d.]+ GB of weights")
+        self.assertNotRegex(text, r"\d{6}")
+
     def test_plan_of_a_directory(self):
         document = self.json("inspect", "-m", LLAMA, "--plan", "--max-num-seqs", 4, "--max-model-len", 128)
         self.assertTrue(document["plan"]["sparse"]["fits"])
@@ -445,6 +459,11 @@ class Bench(program.ProgramTest):
                 self.assertGreater(row[field], 0)
             self.assertLess(row["rel_error"], 1e-3)
         self.assertEqual(len((self.tmp / "rows.csv").read_text().splitlines()), 5)
+
+    def test_spellings_of_a_list(self):
+        for spelling in (("-N", "1,2"), ("-N", 1, 2), ("-N", 1, "--tokens", 2), ("--tokens=1,2",)):
+            rows = self.json("bench", "kernel", "--shapes", "1x1", "--sparsity", 0.5, "--device", "cpu", *spelling)
+            self.assertEqual([row["n"] for row in rows], [1, 2], spelling)
 
     def test_kernel_of_a_tiny_matrix(self):
         """A read loop over two bytes says nothing, and nobody waits for a cache full of them."""
