@@ -106,7 +106,6 @@ void print_text(const nlohmann::json& document) {
 }
 
 void run_doctor(const CommonFlags& flags) {
-  flags.check_one_rank("doctor");
   Device cpu(cpu_backend(), {.ordinal = 0, .threads = flags.threads});
   nlohmann::json document{{"cpu",
                            {{"model", cpu.info().name},

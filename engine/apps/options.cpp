@@ -86,7 +86,11 @@ void check_reachable(const std::filesystem::path& path) {
 }
 
 void CommonFlags::add_to(CLI::App& command, Model requirement, const FlagUses& uses) {
-  if (requirement != Model::none) {
+  if (requirement == Model::none) {
+    command.add_option("-m,--model", model)->group("")->each([name = command.get_name()](const std::string&) {
+      spdlog::warn("{} has no use for -m", name);
+    });
+  } else {
     command.add_option("-m,--model", model, "model directory (Hugging Face layout, dense or packed)")
         ->check(not_empty())
         ->each([](const std::string& path) {

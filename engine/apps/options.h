@@ -39,7 +39,8 @@ struct CommonFlags {
 
   enum class Model { required, optional, none };
   /// Flags a command has no use for are taken all the same, as from a script that gives all commands the
-  /// same, but its help does not show them. Only -m, --watchdog and --enforce-eager are refused there.
+  /// same, but its help does not show them, and to -m it says so. Only --watchdog and --enforce-eager are
+  /// refused there.
   void add_to(CLI::App& command, Model model, const FlagUses& uses = kAllFlags);
   void apply_log_level() const;
   /// Applies the log level too; `progress` is not set.
