@@ -326,8 +326,8 @@ std::vector<RequestUpdate> Engine::State::postprocess(const std::optional<StepRe
     last_collected = Clock::now();
     // Nobody wants what was queued for requests that have ended since.
     while (requests.empty() && !in_flight.empty() && collect()) in_flight.pop_front();
-    if (requests.empty()) device_idle_since.reset();  // it waits for users now, not for us
   }
+  if (requests.empty()) device_idle_since.reset();  // it waits for users now, not for us
   return std::exchange(updates, {});
 }
 

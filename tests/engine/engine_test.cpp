@@ -252,6 +252,26 @@ TEST_F(EngineTest, CancelEndsWaitingAndRunningRequestsAtTheNextStep) {
   EXPECT_THROW(engine->times(ids[0]), Error);
 }
 
+/// However the last request before it ended.
+TEST_F(EngineTest, TimeWithoutRequestsIsNoGap) {
+  const auto engine = Engine::create(model_.options());
+  for (const bool cancel : {false, true}) {
+    SCOPED_TRACE(cancel);
+    const RequestId id =
+        engine->add_request(random_prompt(random_, 5), {.max_tokens = 3, .ignore_eos = true});
+    engine->step();
+    EXPECT_EQ(engine->last_step().host_gap_seconds, 0);
+    engine->step();
+    EXPECT_GT(engine->last_step().host_gap_seconds, 0);
+    if (cancel) engine->cancel(id);
+    engine->step();
+    EXPECT_FALSE(engine->has_work());
+    engine->add_request(random_prompt(random_, 5), {.max_tokens = 1});
+    engine->step();
+    EXPECT_EQ(engine->last_step().host_gap_seconds, 0);
+  }
+}
+
 TEST_F(EngineTest, MemoryReportCountsWhatIsThere) {
   auto options = model_.options();
   options.num_kv_blocks = 10;
