@@ -7,11 +7,11 @@
 #include <atomic>
 #include <charconv>
 #include <chrono>
-#include <unordered_map>
 #include <utility>
 
 #include "engine/server/engine_thread.h"
 #include "engine/server/generation.h"
+#include "engine/server/live_generations.h"
 #include "engine/server/page.h"
 #include "engine/server/serve_metrics.h"
 #include "engine/server/served_model.h"
@@ -66,17 +66,12 @@ struct ApiServer::State {
   using Prepare = PreparedRequest (ServedModel::*)(std::string_view, Clock::time_point) const;
   using Compute = std::string (ServedModel::*)(std::string_view) const;
   using PostWork = void (HttpServer::*)(std::function<void()>);
-  struct Place {
-    std::shared_ptr<Generation> generation;
-    size_t index;
-  };
 
   ServeOptions options;
   HttpServer http;
   ServeMetrics metrics;
   std::shared_ptr<const ServedModel> model;  // none while loading
-  std::unordered_map<Ticket, Place> live;    // in the engine, or on the way there
-  Ticket last_ticket = 0;
+  LiveGenerations live{engine, metrics};
   size_t queued = 0;        // requests on the worker threads, or waiting for one
   size_t queued_bytes = 0;  // of their bodies
   std::function<void()> on_ready;
@@ -94,7 +89,7 @@ struct ApiServer::State {
             options.engine, [this](const Engine& loaded) { take_model(loaded); },
             [this](StepReport report) {
               auto shared = std::make_shared<StepReport>(std::move(report));
-              http.post([this, shared] { take_report(*shared); });
+              http.post([this, shared] { live.take_report(*shared); });
             }) {}
 
   ~State() {
@@ -104,7 +99,6 @@ struct ApiServer::State {
   }
 
   void take_model(const Engine& loaded);
-  void take_report(const StepReport& report);
 
   void handle(HttpRequest request, const ExchangePtr& exchange);
   bool handle_open_path(const HttpRequest& request, const ExchangePtr& exchange);
@@ -119,7 +113,6 @@ struct ApiServer::State {
   void compute(HttpRequest request, const ExchangePtr& exchange, Compute function);
   void generate(HttpRequest request, const ExchangePtr& exchange, Prepare function);
   void start(PreparedRequest prepared, const ExchangePtr& exchange);
-  void end_all(int status, const std::string& cause);
 
   void tick(const std::function<StopRequest()>& poll_stop);
   void tick_failed();
@@ -138,26 +131,6 @@ void ApiServer::State::take_model(const Engine& loaded) {
     model = served;
     if (on_ready) on_ready();
   });
-}
-
-void ApiServer::State::take_report(const StepReport& report) {
-  metrics.count_step(report.step);
-  const bool engine_failed = engine.status().state == EngineState::failed;
-  std::vector<Ticket> unwanted;
-  for (const TicketUpdate& update : report.updates) {
-    const auto place = live.find(update.ticket);
-    if (place == live.end()) continue;
-    const auto generation = place->second.generation;
-    const size_t index = place->second.index;
-    generation->update(index, update, report.when, engine_failed);
-    if (generation->ended(index)) {
-      metrics.count_end(update.update.finish, generation->times(index));
-      live.erase(place);
-    } else if (generation->answered()) {
-      unwanted.push_back(update.ticket);
-    }
-  }
-  if (!unwanted.empty()) engine.cancel(std::move(unwanted));
 }
 
 // ---- requests
@@ -357,29 +330,12 @@ void ApiServer::State::generate(HttpRequest request, const ExchangePtr& exchange
 void ApiServer::State::start(PreparedRequest prepared, const ExchangePtr& exchange) {
   if (!exchange->open() || !finishing(exchange)) return;
   const size_t most = most_answers();
-  if (live.size() + prepared.submissions.size() > most) {
+  if (live.choices() + prepared.submissions.size() > most) {
     return exchange->respond(
-        queue_full(fmt::format("{} answers are running or waiting, at most {} may", live.size(), most)));
+        queue_full(fmt::format("{} answers are running or waiting, at most {} may", live.choices(), most)));
   }
-  std::vector<Ticket> tickets;
-  for (Submission& submission : prepared.submissions) tickets.push_back(submission.ticket = ++last_ticket);
-  std::vector<Submission> submissions = prepared.submissions;
-  const auto generation =
-      std::make_shared<Generation>(std::move(prepared), exchange,
-                                   [this, exchange](auto make) { respond_later(exchange, std::move(make)); });
-  for (size_t i = 0; i < tickets.size(); ++i) live.emplace(tickets[i], Place{generation, i});
-  exchange->on_gone([this, tickets] { engine.cancel(tickets); });
-  engine.submit(std::move(submissions));
-}
-
-/// For when the engine reports nothing any more.
-void ApiServer::State::end_all(int status, const std::string& cause) {
-  std::vector<Ticket> tickets;
-  for (const auto& [ticket, place] : std::exchange(live, {})) {
-    place.generation->fail(status, cause);
-    tickets.push_back(ticket);
-  }
-  if (!tickets.empty()) engine.cancel(std::move(tickets));
+  live.start(std::move(prepared), exchange,
+             [this, exchange](auto make) { respond_later(exchange, std::move(make)); });
 }
 
 // ---- the end
@@ -400,7 +356,7 @@ void ApiServer::State::tick_failed() {
   if (engine.load_error()) return http.stop();
   if (!failed_since) {
     failed_since = Clock::now();
-    end_all(503, "the engine has failed: " + engine.status().failure);
+    live.end_all(503, "the engine has failed: " + engine.status().failure);
   }
   if (Clock::now() - *failed_since > kFailureLinger) http.stop();
 }
@@ -410,7 +366,7 @@ void ApiServer::State::tick_draining() {
   if (Clock::now() < *drain_until) return;
   if (!cut_off_since) {
     cut_off_since = Clock::now();
-    end_all(503, kShuttingDown);
+    live.end_all(503, kShuttingDown);
   }
   if (Clock::now() - *cut_off_since > kCutOffLinger) http.stop();
 }
