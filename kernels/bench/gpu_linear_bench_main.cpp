@@ -5,9 +5,9 @@
 #include <CLI/CLI.hpp>
 #include <fstream>
 
-#include "kernels/gpu_linear_bench.h"
 #include "kernels/bench/linear_bench.h"
 #include "kernels/check.h"
+#include "kernels/gpu_linear_bench.h"
 
 namespace {
 
