@@ -137,11 +137,15 @@
 //   (dealt by blocks of columns) 10 % slower (22016×4096, 256 tokens) to 5 % faster
 //   table entries of 32 bits (timed only): a wavefront less and an instruction more a nibble: n = 8 and 32 at
 //   70 % 3 % slower, n = 16 1 % ("entries_of_32_bits"): instructions count, not wavefronts
+//   the next chunk's masks and table entries asked for in the block before: 20 instructions a chunk fewer, 5 to
+//   7 a block more: n = 8 and 16 at 70 % 1.2 and 2.3 % slower, at 50 % .2 and .5 % ("next_masks_early")
 // Next: three warps a scheduler with a feeding warp (alone, they issue in 76 % of the loop's slots at n = 32,
 // but a sixth more instructions); one for rings and one for records, which may suit few tokens too; eight
 // warps that share a strip's columns, so that small matrices' sums meet in shared memory, with X for all
 // columns in each block (multicast in a cluster, or L2 is the limit); entering a chunk, .27 µs of 2.9, in
-// fewer instructions.
+// fewer instructions. Of the 231 a block of the loop at n = 16 takes, 20 are neither decoding, products nor X:
+// each of those that goes is .3 % at 70 %. (An event of its own for a chunk's last block, so that the loop
+// counts nothing, makes 227 of them; not run yet.)
 #include <algorithm>
 #include <type_traits>
 
