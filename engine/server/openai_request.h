@@ -23,10 +23,11 @@ inline constexpr size_t kMaxMessages = 4096;  ///< of a chat
 class RequestError : public Error {
  public:
   RequestError(int status, const std::string& message, std::string param = {}, std::string code = {})
-      : Error(message), status(status), param(std::move(param)), code(std::move(code)) {}
-  int status;         ///< HTTP
-  std::string param;  ///< the field at fault; may be empty
-  std::string code;   ///< machine-readable; may be empty
+      : Error(message), status(status), message(message), param(std::move(param)), code(std::move(code)) {}
+  int status;           ///< HTTP
+  std::string message;  ///< whole, where what() ends at a NUL that the client has sent
+  std::string param;    ///< the field at fault; may be empty
+  std::string code;     ///< machine-readable; may be empty
 };
 
 using PromptInput = std::variant<std::string, std::vector<int32_t>>;

@@ -75,7 +75,7 @@ std::string error_json(int status, std::string_view message, std::string_view pa
 }
 
 std::string error_json(const RequestError& error) {
-  return error_json(error.status, error.what(), error.param, error.code);
+  return error_json(error.status, error.message, error.param, error.code);
 }
 
 AnswerFormat::AnswerFormat(bool chat, std::string id, std::string model, int64_t created, bool logprobs,

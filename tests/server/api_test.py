@@ -194,6 +194,9 @@ class Api(ProgramTest):
         self.assertEqual(self.server.complete("a", model="alias", max_tokens=1)["model"], "alias")
         status, answer = self.post("/v1/completions", {"prompt": "a", "model": "gpt-4"})
         self.assertEqual((status, answer["error"]["code"], answer["error"]["param"]), (404, "model_not_found", "model"))
+        status, answer = self.post("/v1/completions", {"prompt": "a", "model": "a\0b"})
+        self.assertEqual(status, 404)
+        self.assertIn("'a\0b' is not served here", answer["error"]["message"])
 
     def test_too_long(self):
         for body in ({"prompt": "a", "max_tokens": 512}, {"prompt": "word " * 600}, {"prompt": [5] * 600}):
