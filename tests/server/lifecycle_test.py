@@ -129,7 +129,8 @@ class LongTexts(ProgramTest):
             start = time.monotonic()
             self.assertEqual(server.post("/tokenize", {"prompt": " " * 100_000})[0], 200)  # behind one that runs at most
             self.assertLess(time.monotonic() - start, 8 * SLOWNESS)
-            self.assertLess(server.memory() - before, 300e6 * SLOWNESS)
+            if SLOWNESS == 1:  # sanitizers keep what is freed
+                self.assertLess(server.memory() - before, 300e6)
 
 
 class Dawdlers(ProgramTest):
