@@ -400,7 +400,6 @@ void Engine::State::close(RequestId id) {
 std::unique_ptr<Engine> Engine::create(const EngineOptions& options) {
   check_engine_options(options);
   const Backend& backend = options.backend ? *options.backend : select_backend(options.device);
-  const bool host = backend.host;
   ModelConfig config = load_config(options.model);
   check(config.vocab_size <= backend.most_vocab,
         "{}: a vocabulary of {}: the {} backend samples from at most {}", options.model.string(),
@@ -410,12 +409,12 @@ std::unique_ptr<Engine> Engine::create(const EngineOptions& options) {
   auto ranks = std::make_unique<TensorParallel>(
       backend, options.tensor_parallel,
       DeviceOptions{.ordinal = 0, .threads = options.threads, .deterministic = options.deterministic});
-  if (options.random_weights) check_random_weights_fit(*ranks, options, config, host);
+  if (options.random_weights) check_random_weights_fit(*ranks, options, config, backend.host);
   const auto load_start = Clock::now();
   load_ranks(*ranks, options, config);
   const double load_seconds = seconds_since(load_start);
-  const MemoryPlan plan = plan_ranks(*ranks, options, config, host);
-  const bool graphs = options.graphs.value_or(!host);
+  const MemoryPlan plan = plan_ranks(*ranks, options, config, backend.host);
+  const bool graphs = options.graphs.value_or(!backend.host);
   ranks->on_all([&](Runner& runner) {
     runner.allocate(plan.limits, plan.kv_blocks, plan.block_size);
     if (graphs) runner.use_graphs();

@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 
 #include <charconv>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -32,20 +31,17 @@ struct KernelFlags {
 std::vector<LinearShape> parse_shapes(const std::string& text) {
   if (text == "paper") return {paper_shapes().begin(), paper_shapes().end()};
   std::vector<LinearShape> shapes;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(',', begin), text.size());
-    const std::string_view item = std::string_view(text).substr(begin, end - begin);
+  for (const std::string_view item : split(text, ',')) {
     LinearShape shape{};
     const char* last = item.data() + item.size();
     const auto m = std::from_chars(item.data(), last, shape.m);
-    const bool split = m.ec == std::errc() && m.ptr != last && *m.ptr == 'x';
-    const auto k = split ? std::from_chars(m.ptr + 1, last, shape.k) : m;
-    if (!split || k.ec != std::errc() || k.ptr != last || shape.m < 1 || shape.k < 1 || shape.m > 1 << 20 ||
+    const bool has_x = m.ec == std::errc() && m.ptr != last && *m.ptr == 'x';
+    const auto k = has_x ? std::from_chars(m.ptr + 1, last, shape.k) : m;
+    if (!has_x || k.ec != std::errc() || k.ptr != last || shape.m < 1 || shape.k < 1 || shape.m > 1 << 20 ||
         shape.k > 1 << 20) {
       throw UsageError(fmt::format("--shapes: '{}' is not MxK with sizes 1..1048576, nor 'paper'", item));
     }
     shapes.push_back(shape);
-    begin = end + 1;
   }
   return shapes;
 }
@@ -132,17 +128,9 @@ void run_kernel_bench(const KernelFlags& flags) {
   flags.common.check_one_rank("bench kernel");
   flags.common.apply_log_level();
   const Backend& backend = select_backend(flags.common.device);
-  std::ofstream csv;
-  if (!flags.csv.empty()) {  // opened first: a bench takes long
-    csv.open(flags.csv);
-    check(csv.good(), "{}: cannot be written", flags.csv);
-  }
+  CsvFile csv(flags.csv);
   const BenchResult result = backend.host ? bench_cpu(flags, shapes) : bench_gpu(flags, shapes);
-  if (!flags.csv.empty()) {
-    csv << result.csv;
-    csv.close();
-    check(!csv.fail(), "{}: cannot be written", flags.csv);
-  }
+  if (csv.wanted()) csv.write(result.csv);
   if (flags.common.json) return print_json(result.document);
   print_out(result.table);
 }

@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -145,15 +144,16 @@ void print_tables(const LatencyFlags& flags, const std::vector<Measured>& sparse
   }
 }
 
-void write_csv(const LatencyFlags& flags, std::ofstream& file, const std::vector<Measured>& sparse,
-               const std::vector<Measured>& dense) {
-  file << "weights,batch_size,input_len,output_len,prefill_ms,ttft_ms,tpot_ms_median,tpot_ms_p90,tpot_ms_p99,"
-          "tokens_per_s,peak_bytes,weights_bytes\n";
+std::string to_csv(const LatencyFlags& flags, const std::vector<Measured>& sparse,
+                   const std::vector<Measured>& dense) {
+  std::string text =
+      "weights,batch_size,input_len,output_len,prefill_ms,ttft_ms,tpot_ms_median,tpot_ms_p90,tpot_ms_p99,"
+      "tokens_per_s,peak_bytes,weights_bytes\n";
   const auto rows = [&](const char* name, const std::vector<Measured>& column) {
     for (size_t i = 0; i < column.size(); ++i) {
       const GenerationTimes& t = column[i].report.times;
       const MemoryReport& m = column[i].report.memory;
-      file << fmt::format("{},{},{},{},{:.4f},{:.4f},{:.4f},{:.4f},{:.4f},{:.2f},{},{}\n", name,
+      text += fmt::format("{},{},{},{},{:.4f},{:.4f},{:.4f},{:.4f},{:.4f},{:.2f},{},{}\n", name,
                           flags.batch_sizes[i], flags.input_len, flags.output_len, t.prefill_ms, t.ttft_ms,
                           t.tpot_ms_median, t.tpot_ms_p90, t.tpot_ms_p99, t.tokens_per_s, m.peak_bytes,
                           m.weights_bytes);
@@ -161,7 +161,7 @@ void write_csv(const LatencyFlags& flags, std::ofstream& file, const std::vector
   };
   rows("sparse", sparse);
   rows("dense", dense);
-  check_system(bool(file.flush()), "{}: cannot be written", flags.csv);
+  return text;
 }
 
 void check_lengths(const LatencyFlags& flags) {
@@ -175,16 +175,12 @@ void check_lengths(const LatencyFlags& flags) {
 void run_latency(const LatencyFlags& flags) {
   flags.config.check_source(flags.common.model);
   check_lengths(flags);
-  std::ofstream csv;
-  if (!flags.csv.empty()) {  // opened first: a bench takes long
-    csv.open(flags.csv);
-    check_system(csv.good(), "{}: cannot be written", flags.csv);
-  }
+  CsvFile csv(flags.csv);
   // One after the other: both at once may not fit.
   const std::vector<Measured> sparse = measure(flags, false);
   std::vector<Measured> dense;
   if (!flags.baseline.empty()) dense = measure(flags, true);
-  if (!flags.csv.empty()) write_csv(flags, csv, sparse, dense);
+  if (csv.wanted()) csv.write(to_csv(flags, sparse, dense));
   if (!flags.common.json) return print_tables(flags, sparse, dense);
   if (sparse.size() == 1) return print_json(row_json(flags, 0, sparse, dense));
   nlohmann::json rows = nlohmann::json::array();

@@ -26,6 +26,17 @@ void print_json(const nlohmann::json& document) {
   print_out(document.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
+CsvFile::CsvFile(const std::string& path) : path_(path) {
+  if (!wanted()) return;
+  file_.open(path_);
+  check_system(file_.good(), "{}: cannot be written", path_);
+}
+
+void CsvFile::write(std::string_view text) {
+  file_ << text;
+  check_system(bool(file_.flush()), "{}: cannot be written", path_);
+}
+
 void flush_output() {
   if (std::fflush(stdout) != 0) output_failed();
 }

@@ -24,11 +24,10 @@ using Clock = std::chrono::steady_clock;
 class RankGroup {
  public:
   RankGroup(const Backend& backend, int ranks, int threads) : backend_(backend), meet_(ranks) {
-    const bool host = backend.host;
     std::vector<DeviceContext*> contexts;
     for (int rank = 0; rank < ranks; ++rank) {
-      devices_.push_back(
-          std::make_unique<Device>(backend, DeviceOptions{.ordinal = host ? 0 : rank, .threads = threads}));
+      devices_.push_back(std::make_unique<Device>(
+          backend, DeviceOptions{.ordinal = backend.host ? 0 : rank, .threads = threads}));
       contexts.push_back(&devices_.back()->context());
     }
     backend.connect(contexts);

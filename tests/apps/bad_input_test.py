@@ -184,6 +184,7 @@ BAD_FILES = [  # arguments, what the line must name
     (["prune", "-m", LLAMA, "-o", LLAMA, "--method", "wanda", "--calibration", program.VALID_TEXT], "demo-llama"),
     (["bench", "latency", "--config", "nowhere.json"], "nowhere.json"),
     (["bench", "kernel", "--shapes", "64x64", "-N", "1", "--sparsity", "0.5", "--csv", "no/such/dir.csv"], "no/such/dir.csv"),
+    (["bench", "latency", "-m", LLAMA, "--csv", "no/such/dir.csv"], "no/such/dir.csv"),
     (["generate", "-m", LLAMA, "-p", "word " * 600, "-n", "1"], "512"),
     (["generate", "-m", LLAMA, "-p", "a", "-n", "512"], "512"),
     (["generate", "-m", LLAMA, "-p", "a", "-n", "100", "--num-kv-blocks", "2"], "32"),

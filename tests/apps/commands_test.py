@@ -522,10 +522,11 @@ class Help(program.ProgramTest):
                           ("prune", "-m", LLAMA, "-o", "pruned"), ("inspect", "-m", LLAMA), ("doctor",),
                           ("bench", "kernel", "--shapes", "1x1", "-N", 1, "--sparsity", 0.5)):
             self.json(*arguments, *common, stdin=b"1")
-        for arguments in (("doctor",), ("bench", "kernel", "--shapes", "1x1", "-N", 1, "--sparsity", 0.5)):
+        for name, arguments in (("doctor", ("doctor",)),
+                                ("kernel", ("bench", "kernel", "--shapes", "1x1", "-N", 1, "--sparsity", 0.5))):
             done = self.run_program(*arguments, "-m", LLAMA, "--device", "cpu")
             self.assertEqual(done.returncode, 0)
-            self.assertIn(f"{arguments[-1] if len(arguments) == 1 else 'kernel'} has no use for -m".encode(), done.stderr)
+            self.assertIn(f"{name} has no use for -m".encode(), done.stderr)
 
 
 if __name__ == "__main__":
